@@ -1,0 +1,14 @@
+// Which instruction set the loops use.
+#pragma once
+
+#include "leaf.h"
+
+namespace ratfast {
+
+// "avx512", "avx2" or "default": the widest one that this machine has, that was compiled for, and that the
+// environment variable RATFAST_CPU_CAPABILITY, read once, allows.
+const char* cpu_capability();
+
+const Leaf& leaf();
+
+}  // namespace ratfast

@@ -1,0 +1,88 @@
+// Vectors of 256 bits. Included by leaf.cpp only, inside its anonymous namespace.
+#define RATFAST_INLINE static inline __attribute__((always_inline))
+
+RATFAST_INLINE __m128i round_to_bf16(__m256 v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i high = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+RATFAST_INLINE __m256 from_bf16(__m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+struct FloatOps {
+  using A = float;
+  using V = __m256;
+  static constexpr int width = 8;
+  RATFAST_INLINE V all(float x) { return _mm256_set1_ps(x); }
+  RATFAST_INLINE V madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  RATFAST_INLINE V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+  RATFAST_INLINE V div(V a, V b) { return _mm256_div_ps(a, b); }
+  RATFAST_INLINE V square_root(V a) { return _mm256_sqrt_ps(a); }
+  RATFAST_INLINE V maximum(V a, V b) {
+    // max returns its second operand where either is NaN.
+    return _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  }
+  RATFAST_INLINE V load(DType type, const char* p) {
+    if (type == DType::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return type == DType::f16 ? _mm256_cvtph_ps(half) : from_bf16(half);
+  }
+  template <bool stream>
+  RATFAST_INLINE void store(DType type, char* p, V v) {
+    if (type == DType::f32) {
+      auto* target = reinterpret_cast<float*>(p);
+      stream ? _mm256_stream_ps(target, v) : _mm256_storeu_ps(target, v);
+      return;
+    }
+    const __m128i half = type == DType::f16
+                             ? _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                             : round_to_bf16(v);
+    auto* target = reinterpret_cast<__m128i*>(p);
+    stream ? _mm_stream_si128(target, half) : _mm_storeu_si128(target, half);
+  }
+};
+
+struct DoubleOps {
+  using A = double;
+  using V = __m256d;
+  static constexpr int width = 4;
+  RATFAST_INLINE V all(double x) { return _mm256_set1_pd(x); }
+  RATFAST_INLINE V madd(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+  RATFAST_INLINE V mul(V a, V b) { return _mm256_mul_pd(a, b); }
+  RATFAST_INLINE V div(V a, V b) { return _mm256_div_pd(a, b); }
+  RATFAST_INLINE V square_root(V a) { return _mm256_sqrt_pd(a); }
+  RATFAST_INLINE V maximum(V a, V b) {
+    return _mm256_blendv_pd(_mm256_max_pd(a, b), a, _mm256_cmp_pd(a, a, _CMP_UNORD_Q));
+  }
+  RATFAST_INLINE V load(DType type, const char* p) {
+    if (type == DType::f64) return _mm256_loadu_pd(reinterpret_cast<const double*>(p));
+    if (type == DType::f32) return _mm256_cvtps_pd(_mm_loadu_ps(reinterpret_cast<const float*>(p)));
+    const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    if (type == DType::f16) return _mm256_cvtps_pd(_mm_cvtph_ps(half));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16)));
+  }
+  template <bool stream>
+  RATFAST_INLINE void store(DType type, char* p, V v) {
+    if (type == DType::f64) {
+      auto* target = reinterpret_cast<double*>(p);
+      stream ? _mm256_stream_pd(target, v) : _mm256_storeu_pd(target, v);
+      return;
+    }
+    const __m128 single = _mm256_cvtpd_ps(v);
+    if (type == DType::f32) {
+      auto* target = reinterpret_cast<float*>(p);
+      stream ? _mm_stream_ps(target, single) : _mm_storeu_ps(target, single);
+      return;
+    }
+    // There is no store of 8 bytes past the caches from a vector register.
+    const __m128i half = type == DType::f16
+                             ? _mm_cvtps_ph(single, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                             : round_to_bf16(_mm256_castps128_ps256(single));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), half);
+  }
+};

@@ -1,0 +1,58 @@
+// Vectors of 128 bits in the compiler's own notation, for every machine. Included by leaf.cpp only, inside
+// its anonymous namespace. Where the baseline has no fused multiply-add (x86-64), madd rounds twice: an exact
+// one in software would be slower by an order of magnitude, on machines that are hardly there any more.
+#define RATFAST_INLINE static inline __attribute__((always_inline))
+
+template <class Scalar, int lanes>
+struct PortableOps {
+  using A = Scalar;
+  typedef Scalar V __attribute__((vector_size(sizeof(Scalar) * lanes)));
+  static constexpr int width = lanes;
+  RATFAST_INLINE V all(Scalar x) { return V{} + x; }
+  RATFAST_INLINE V madd(V a, V b, V c) { return a * b + c; }
+  RATFAST_INLINE V mul(V a, V b) { return a * b; }
+  RATFAST_INLINE V div(V a, V b) { return a / b; }
+  RATFAST_INLINE V square_root(V a) {
+    for (int i = 0; i < lanes; ++i) a[i] = sizeof(Scalar) == 4 ? __builtin_sqrtf(a[i]) : __builtin_sqrt(a[i]);
+    return a;
+  }
+  RATFAST_INLINE V maximum(V a, V b) { return (a > b) | (a != a) ? a : b; }
+  RATFAST_INLINE V load(DType type, const char* p) {
+    V v;
+    if (type == (sizeof(Scalar) == 4 ? DType::f32 : DType::f64)) {
+      memcpy(&v, p, sizeof(V));
+      return v;
+    }
+    for (int i = 0; i < lanes; ++i) {
+      if (type == DType::f32) {
+        float x;
+        memcpy(&x, p + 4 * i, 4);
+        v[i] = x;
+      } else {
+        std::uint16_t x;
+        memcpy(&x, p + 2 * i, 2);
+        v[i] = type == DType::f16 ? f16_to_float(x) : bf16_to_float(x);
+      }
+    }
+    return v;
+  }
+  template <bool stream>
+  RATFAST_INLINE void store(DType type, char* p, V v) {
+    if (type == (sizeof(Scalar) == 4 ? DType::f32 : DType::f64)) {
+      memcpy(p, &v, sizeof(V));
+      return;
+    }
+    for (int i = 0; i < lanes; ++i) {
+      const float x = static_cast<float>(v[i]);
+      if (type == DType::f32) {
+        memcpy(p + 4 * i, &x, 4);
+      } else {
+        const std::uint16_t half = type == DType::f16 ? float_to_f16(x) : float_to_bf16(x);
+        memcpy(p + 2 * i, &half, 2);
+      }
+    }
+  }
+};
+
+using FloatOps = PortableOps<float, 4>;
+using DoubleOps = PortableOps<double, 2>;

@@ -1,0 +1,28 @@
+// The arithmetic of csrc/core on tensors in the memory of one CUDA device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "../core/leaf.h"
+
+namespace ratfast::cuda {
+
+// As many models as one call can mix.
+inline constexpr int kMaxSources = 1024;
+
+// How many outputs a pass over the sources makes. With more of them the sources are read again, so that no
+// output may be a source then.
+int outputs_per_pass(int outputs, int sources);
+
+// See core/mix.h; pointers are the device's. Work is queued on the stream, and the tables travel as kernel
+// arguments, so that the call may be captured in a CUDA graph.
+cudaError_t mix(const std::vector<MixSegment>& segments, int outputs, int sources, const double* weights,
+                cudaStream_t stream);
+
+// See core/adam.h.
+cudaError_t adam(const std::vector<AdamSegment>& segments, const float* steps, const AdamOptions& options,
+                 cudaStream_t stream);
+
+}  // namespace ratfast::cuda

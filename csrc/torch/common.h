@@ -1,0 +1,174 @@
+// What the CPU and the CUDA library share: tensors as raw memory, and the last line of defence. The Python
+// wrappers rely on these checks, and only find better words for what was refused.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "../core/leaf.h"
+#include "../core/memory.h"
+
+namespace ratfast {
+
+using torch::stable::Tensor;
+using Tensors = const std::vector<Tensor>&;
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case torch::headeronly::ScalarType::Double:
+      return DType::f64;
+    case torch::headeronly::ScalarType::Float:
+      return DType::f32;
+    case torch::headeronly::ScalarType::Half:
+      return DType::f16;
+    case torch::headeronly::ScalarType::BFloat16:
+      return DType::bf16;
+    default:
+      STD_TORCH_CHECK(false, "ratfast: tensors must be float64, float32, float16 or bfloat16");
+  }
+}
+
+// Where a tensor lies in memory, apart from its address.
+struct Geometry {
+  std::int64_t numel;
+  std::vector<std::int64_t> sizes;
+  std::vector<std::int64_t> strides;
+
+  explicit Geometry(const Tensor& tensor) : numel(tensor.numel()) {
+    const auto all_sizes = tensor.sizes(), all_strides = tensor.strides();
+    sizes.assign(all_sizes.begin(), all_sizes.end());
+    strides.assign(all_strides.begin(), all_strides.end());
+  }
+
+  // Strides count where they matter: not along sizes of 1, nor in an empty tensor.
+  bool same(const Tensor& tensor) const {
+    const auto other_sizes = tensor.sizes(), other_strides = tensor.strides();
+    if (!std::equal(sizes.begin(), sizes.end(), other_sizes.begin(), other_sizes.end())) return false;
+    for (std::size_t i = 0; i < sizes.size(); ++i)
+      if (sizes[i] != 1 && numel != 0 && strides[i] != other_strides[i]) return false;
+    return true;
+  }
+
+  bool dense() const {
+    if (numel == 0) return true;
+    std::vector<std::pair<std::int64_t, std::int64_t>> steps;
+    for (std::size_t i = 0; i < sizes.size(); ++i)
+      if (sizes[i] != 1) steps.emplace_back(strides[i], sizes[i]);
+    std::sort(steps.begin(), steps.end());
+    std::int64_t expected = 1;
+    for (const auto& [stride, size] : steps) {
+      if (stride != expected) return false;
+      expected *= size;
+    }
+    return true;
+  }
+};
+
+// Checks the tensors of all lists, which hold whole models of `per_model` tensors each.
+inline void check_alike(std::size_t per_model, const std::vector<const std::vector<Tensor>*>& lists) {
+  const Tensor& first = lists[0]->front();
+  const bool cuda = first.is_cuda();
+  const auto device = first.get_device_index();
+  for (std::size_t t = 0; t < per_model; ++t) {
+    const Geometry geometry((*lists[0])[t]);
+    STD_TORCH_CHECK(geometry.dense(), "ratfast: tensor ", t, " is not dense in memory");
+    for (const auto* list : lists) {
+      for (std::size_t i = t; i < list->size(); i += per_model) {
+        const Tensor& tensor = (*list)[i];
+        STD_TORCH_CHECK(geometry.same(tensor), "ratfast: tensors at place ", t,
+                        " differ in sizes or strides");
+        STD_TORCH_CHECK(tensor.is_cuda() == cuda && tensor.get_device_index() == device,
+                        "ratfast: tensors are on several devices");
+      }
+    }
+  }
+}
+
+// The arguments of mix_, checked, as segments that point into the vectors here.
+class MixArguments {
+ public:
+  MixArguments(Tensors outputs, Tensors sources, const Tensor& weights) {
+    STD_TORCH_CHECK(weights.dim() == 2 && weights.is_cpu() && weights.is_contiguous() &&
+                        weights.scalar_type() == torch::headeronly::ScalarType::Double,
+                    "ratfast: weights must be a contiguous float64 matrix on the CPU");
+    num_outputs = static_cast<int>(weights.size(0));
+    num_sources = static_cast<int>(weights.size(1));
+    STD_TORCH_CHECK(num_outputs > 0 && num_sources > 0, "ratfast: weights must not be empty");
+    weight_values = weights.const_data_ptr<double>();
+    const std::size_t per_model = sources.size() / num_sources;
+    STD_TORCH_CHECK(per_model > 0 && sources.size() == per_model * num_sources &&
+                        outputs.size() == per_model * num_outputs,
+                    "ratfast: the lists hold ", outputs.size(), " outputs and ", sources.size(),
+                    " sources, which does not fit weights of ", num_outputs, " by ", num_sources);
+    check_alike(per_model, {&outputs, &sources});
+    const auto gather = [per_model](Tensors tensors, std::size_t models, auto& pointers, auto& types) {
+      for (std::size_t t = 0; t < per_model; ++t) {
+        for (std::size_t model = 0; model < models; ++model) {
+          const Tensor& tensor = tensors[model * per_model + t];
+          pointers.push_back(tensor.data_ptr());
+          types.push_back(dtype_of(tensor));
+        }
+      }
+    };
+    gather(outputs, num_outputs, output_pointers_, output_types_);
+    gather(sources, num_sources, source_pointers_, source_types_);
+    for (std::size_t t = 0; t < per_model; ++t) {
+      segments.push_back({outputs[t].numel(), source_pointers_.data() + t * num_sources,
+                          source_types_.data() + t * num_sources, output_pointers_.data() + t * num_outputs,
+                          output_types_.data() + t * num_outputs});
+    }
+    const char* problem = memory_problem(segments, num_outputs, num_sources);
+    STD_TORCH_CHECK(problem == nullptr, "ratfast: ", problem);
+  }
+  MixArguments(const MixArguments&) = delete;
+  MixArguments& operator=(const MixArguments&) = delete;
+
+  std::vector<MixSegment> segments;
+  int num_outputs;
+  int num_sources;
+  const double* weight_values;
+
+ private:
+  std::vector<const void*> source_pointers_;
+  std::vector<void*> output_pointers_;
+  std::vector<DType> source_types_;
+  std::vector<DType> output_types_;
+};
+
+struct AdamArguments {
+  AdamArguments(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+                const Tensor& step_numbers, bool amsgrad) {
+    const std::size_t count = params.size();
+    STD_TORCH_CHECK(count > 0 && grads.size() == count && exp_avgs.size() == count &&
+                        exp_avg_sqs.size() == count && max_exp_avg_sqs.size() == (amsgrad ? count : 0),
+                    "ratfast: the lists of parameters, gradients and states differ in length");
+    STD_TORCH_CHECK(step_numbers.is_cpu() && step_numbers.is_contiguous() &&
+                        step_numbers.numel() == static_cast<std::int64_t>(count) &&
+                        step_numbers.scalar_type() == torch::headeronly::ScalarType::Float,
+                    "ratfast: steps must be one contiguous float32 number per parameter, on the CPU");
+    steps = step_numbers.const_data_ptr<float>();
+    check_alike(count, {&params, &grads, &exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs});
+    for (std::size_t t = 0; t < count; ++t) {
+      const DType state = dtype_of(exp_avgs[t]);
+      STD_TORCH_CHECK(
+          dtype_of(exp_avg_sqs[t]) == state && (!amsgrad || dtype_of(max_exp_avg_sqs[t]) == state),
+          "ratfast: the states of a parameter differ in element type");
+      segments.push_back({params[t].numel(), params[t].data_ptr(), grads[t].data_ptr(),
+                          exp_avgs[t].data_ptr(), exp_avg_sqs[t].data_ptr(),
+                          amsgrad ? max_exp_avg_sqs[t].data_ptr() : nullptr, dtype_of(params[t]),
+                          dtype_of(grads[t]), state});
+    }
+  }
+
+  std::vector<AdamSegment> segments;
+  const float* steps;
+};
+
+}  // namespace ratfast

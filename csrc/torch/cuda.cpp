@@ -1,0 +1,65 @@
+// The operators' CUDA implementations.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "../cuda/launch.h"
+#include "common.h"
+
+namespace {
+
+using namespace ratfast;
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void mix_(Tensors outputs, Tensors sources, const Tensor& weights) {
+  const MixArguments arguments(outputs, sources, weights);
+  const Tensor& first = outputs.front();
+  STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  STD_TORCH_CHECK(arguments.num_sources <= cuda::kMaxSources, "ratfast: at most ", cuda::kMaxSources,
+                  " models can be mixed at once on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  if (cuda::outputs_per_pass(arguments.num_outputs, arguments.num_sources) < arguments.num_outputs) {
+    // Several passes: a source that is also an output must outlive the first one.
+    std::vector<Tensor> kept = sources;
+    bool copied = false;
+    const std::size_t per_model = arguments.segments.size();
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      for (int k = 0; k < arguments.num_outputs; ++k) {
+        if (sources[i].numel() == 0 ||
+            outputs[k * per_model + i % per_model].data_ptr() != sources[i].data_ptr())
+          continue;
+        kept[i] = torch::stable::clone(sources[i]);
+        copied = true;
+        break;
+      }
+    }
+    if (copied) return mix_(outputs, kept, weights);
+  }
+  STD_CUDA_CHECK(cuda::mix(arguments.segments, arguments.num_outputs, arguments.num_sources,
+                           arguments.weight_values, current_stream(first)));
+}
+
+void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+           const Tensor& steps, double lr, double beta1, double beta2, double weight_decay, double eps,
+           bool decoupled, bool amsgrad, bool maximize) {
+  const AdamArguments arguments(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, amsgrad);
+  const Tensor& first = params.front();
+  STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  STD_CUDA_CHECK(cuda::adam(arguments.segments, arguments.steps,
+                            {lr, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize},
+                            current_stream(first)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
+  library.impl("mix_", TORCH_BOX(&mix_));
+  library.impl("adam_", TORCH_BOX(&adam_));
+}

@@ -1,0 +1,56 @@
+"""ratfast: Model Ratatouille (arXiv 2212.10445) made fast.
+
+Public names are loaded on first use, so that `import ratfast` and the command line's `--help` do not pay
+for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ratfast import lazy
+from ratfast.errors import InputError
+from ratfast.version import __version__
+
+if TYPE_CHECKING:
+    from ratfast import checkpoints, data, models, optim, protocol, swa, train
+    from ratfast.arena import Arena
+    from ratfast.averaging import average
+    from ratfast.averaging.pool import Pool
+    from ratfast.averaging.soup import greedy_soup
+
+__all__ = [
+    "Arena",
+    "InputError",
+    "Pool",
+    "__version__",
+    "average",
+    "checkpoints",
+    "data",
+    "greedy_soup",
+    "models",
+    "optim",
+    "protocol",
+    "swa",
+    "train",
+]
+
+_HOMES = {
+    "Arena": "arena",
+    "Pool": "averaging.pool",
+    "average": "averaging",
+    "checkpoints": None,
+    "data": None,
+    "greedy_soup": "averaging.soup",
+    "models": None,
+    "optim": None,
+    "protocol": None,
+    "swa": None,
+    "train": None,
+}
+
+__getattr__ = lazy.attributes(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,120 @@
+"""Models to be averaged, seen alike: tensors by name, and which of them are buffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ratfast.averaging.rules import layout_mismatch
+from ratfast.checkpoints.names import is_buffer_name
+from ratfast.checkpoints.tensors import dense_strides, dtype_name, layout_of, load
+from ratfast.dtypes import BY_NAME
+from ratfast.errors import InputError
+from ratfast.layout import same_order
+
+Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model.
+
+    Attributes:
+        label: what errors call it.
+        tensors: by name, detached; they share the model's memory.
+        buffers: which of them are buffers, or None where only names can tell (state dicts, files).
+    """
+
+    label: str
+    tensors: dict[str, Tensor]
+    buffers: frozenset[str] | None
+
+
+def model_list(models: Iterable[Model]) -> list[Model]:
+    """The models as a list.
+
+    Raises:
+        InputError: it would be empty, or one model was given in place of several.
+    """
+    # Each of these can be iterated over, and would give layers, names or letters.
+    if isinstance(models, (nn.Module, Mapping, str, os.PathLike)):
+        raise InputError("models is a single model, expected a list of models")
+    models = list(models)
+    if not models:
+        raise InputError("there are no models to average")
+    return models
+
+
+def open_members(models: Iterable[Model]) -> list[Member]:
+    """Opens all models and checks that they fit the first; files are mapped, not read.
+
+    Raises:
+        InputError: there is none, one cannot be opened, or one differs in names or shapes.
+    """
+    members = [open_member(model, index) for index, model in enumerate(model_list(models))]
+    first = members[0]
+    for member in members:
+        for name, tensor in member.tensors.items():
+            dtype_name(name, tensor)
+    for member in members[1:]:
+        if not _fit(first.tensors, member.tensors):
+            phrases = layout_of(first.tensors).differences(layout_of(member.tensors))
+            raise layout_mismatch(member.label, first.label, phrases)
+    return members
+
+
+def open_member(model: Model, index: int) -> Member:
+    """Opens one model; `index` counts from 0 and only serves its label."""
+    label = f"model {index + 1}"
+    if isinstance(model, nn.Module):
+        state = model.state_dict()
+        buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
+        return Member(label, _tensors(label, state), buffers)
+    if isinstance(model, Mapping):
+        return Member(label, _tensors(label, model), None)
+    if isinstance(model, (str, os.PathLike)):
+        return Member(os.fspath(model), load(model, mapped=True), None)
+    raise InputError(f"{label} is a {type(model).__name__}, expected a module, a state dict or a path")
+
+
+def buffer_names(members: Sequence[Member]) -> frozenset[str]:
+    """Which entries are buffers: as the first module among the members says, else as the names tell.
+
+    Integer tensors count as buffers everywhere: no optimizer trains them.
+    """
+    first = members[0].tensors
+    named = next((member.buffers for member in members if member.buffers is not None), None)
+    return frozenset(
+        name
+        for name, tensor in first.items()
+        if not BY_NAME[dtype_name(name, tensor)].is_floating
+        or (is_buffer_name(name, dtype_name(name, tensor)) if named is None else name in named)
+    )
+
+
+def in_order(tensor: Tensor, strides: tuple[int, ...], device: torch.device) -> Tensor:
+    """`tensor` in the order of the given dense strides, on the device: itself, or else a copy."""
+    if tensor.device == device and same_order(tensor.shape, tensor.stride(), strides):
+        return tensor
+    copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=device)
+    return copy.copy_(tensor)
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's strides if it is dense, else those that a dense copy takes."""
+    return tensor.stride() if tensor.is_contiguous() else dense_strides(tensor)
+
+
+def _tensors(label: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"the entry {name!r} of {label} is a {type(value).__name__}, expected a tensor")
+    return {name: value.detach().resolve_neg() for name, value in state.items()}
+
+
+def _fit(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return first.keys() == other.keys() and all(first[name].shape == other[name].shape for name in first)

@@ -1,0 +1,61 @@
+"""A safetensors file as memory: read-only, paged in by the operating system as it is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+
+import numpy as np
+
+from ratfast.checkpoints.header import Header, open_input, read_header
+from ratfast.errors import InputError
+from ratfast.layout import Entry
+
+
+class MappedFile:
+    """The data of a safetensors file, mapped.
+
+    The mapping keeps the file's content as it was even when its name is given to another file, as this
+    library's own writing does. It ends when the last array that came from it is gone. Another program that
+    truncates the file in place would crash this one; that is the price of not copying.
+
+    Every mapping holds a file descriptor, so the process's limit on them is raised when half are in use.
+
+    Args:
+        path: the file.
+        writable: a private copy: what is written into it stays in memory and never reaches the file.
+
+    Raises:
+        InputError: the file cannot be opened, or its header is malformed.
+    """
+
+    header: Header
+    row: np.ndarray  # (data bytes,) uint8
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False):
+        self.header = read_header(path)
+        access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+        with open_input(path) as file:
+            _allow_more_files(file.fileno())
+            memory = mmap.mmap(file.fileno(), 0, access=access)
+        size = self.header.layout.nbytes
+        if len(memory) != self.header.data_start + size:
+            raise InputError(f"{path} changed its size while it was being opened")
+        self.row = np.frombuffer(memory, np.uint8)[self.header.data_start :]
+
+    def bytes_of(self, entry: Entry) -> np.ndarray:
+        """The bytes of one tensor, (entry.nbytes,) uint8, not necessarily aligned to its element type."""
+        return self.row[entry.offset : entry.offset + entry.nbytes]
+
+
+def _allow_more_files(descriptor: int) -> None:
+    """Doubles the limit on open files, as far as the system lets it, if about half of it is used up."""
+    free = os.dup(descriptor)  # the lowest number that is not in use
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and free >= soft // 2:
+        more = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
+        with contextlib.suppress(OSError, ValueError):  # then opening too many says so
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))

@@ -1,0 +1,4 @@
+"""How every command of the command line behaves alike."""
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Settings of click for a command or group."""

@@ -1,0 +1,197 @@
+"""The recipe of a training: every key, its type, its range and its default, in one place.
+
+Paths in a recipe are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from ratfast.errors import InputError
+from ratfast.models import registry
+
+_INT_MAX = 2**31 - 1
+_Count: TypeAlias = Annotated[int, Meta(ge=1, le=_INT_MAX)]
+_Index: TypeAlias = Annotated[int, Meta(ge=0, le=_INT_MAX)]
+_Text: TypeAlias = Annotated[str, Meta(min_length=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections have in common: immutable, keyword arguments only, no unknown keys."""
+
+
+class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[data]`: the image folders.
+
+    Attributes:
+        dir: the folder that holds the data sets' folders.
+        target: the data set (a folder in `dir`) that the final network is for.
+        test_env: the domain of the target held out for testing, by index in alphabetical order or by name.
+        aux: the data sets (folders in `dir`) to fine-tune on first.
+        holdout_fraction: share of each domain kept for validation.
+        backend: what reads and augments images; "auto" takes DALI where it works.
+        image_size: side of the square images in pixels.
+    """
+
+    dir: _Text | None = None
+    target: _Text | None = None
+    test_env: _Index | _Text | None = None
+    aux: tuple[_Text, ...] = ()
+    holdout_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    image_size: Annotated[int, Meta(ge=8, le=8192)] = 224
+
+
+class Model(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[model]`: the network and what it starts from.
+
+    Attributes:
+        backbone: a name of `ratfast.models.backbone_names()`.
+        weights: of the pre-trained backbone: "default", "none" (random) or a file.
+        aux_weights: files with featurizers fine-tuned on auxiliary tasks, used instead of training them.
+    """
+
+    backbone: _Text = "resnet50"
+    weights: _Text = "default"
+    aux_weights: tuple[_Text, ...] = ()
+
+    def initial_weights(self) -> Path | Literal["default"] | None:
+        """`weights` as `ratfast.models.build` takes it."""
+        if self.weights == "none":
+            return None
+        return "default" if self.weights == "default" else Path(self.weights)
+
+
+class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[train]`: the trainings.
+
+    Attributes:
+        batch_size: images of each training domain in a batch.
+        steps: optimizer steps of each fine-tuning.
+        eval_every: steps between two evaluations; unset, DomainBed's interval for the data set.
+        probe_steps: steps of a run's own linear probe, part of `steps`; unset, the paper's share of `steps`.
+        head_steps: steps of the linear probe shared by all runs; unset, `steps`.
+        lr_scale: multiplies the drawn learning rates.
+        runs: fine-tunings on the target in each trial.
+        trials: repetitions with other splits and draws.
+        aux_runs: fine-tunings on each auxiliary data set.
+        seed: the first trial's seed.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere.
+        threads: of the CPU; unset, torch's own choice.
+    """
+
+    batch_size: _Count = 32
+    steps: _Count = 5001
+    eval_every: _Count | None = None
+    probe_steps: _Index | None = None
+    head_steps: _Index | None = None
+    lr_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    runs: _Count = 20
+    trials: _Count = 1
+    aux_runs: _Count = 4
+    seed: _Index = 0
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+
+
+class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[hparams]`: values for all runs, instead of those drawn by DomainBed's rule.
+
+    Attributes:
+        lr: learning rate of Adam; `train.lr_scale` does not multiply it.
+        weight_decay: of Adam (an L2 penalty).
+        dropout: between features and classifier.
+    """
+
+    lr: Annotated[float, Meta(gt=0, le=1)] | None = None
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] | None = None
+    dropout: Annotated[float, Meta(ge=0, lt=1)] | None = None
+
+
+class Output(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[output]`: the results.
+
+    Attributes:
+        dir: the folder to write to, and to continue from.
+    """
+
+    dir: _Text = "ratfast-output"
+
+
+class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe; the sections' own pages say what each key means."""
+
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    hparams: HParams = HParams()
+    output: Output = Output()
+
+    def __post_init__(self) -> None:
+        """Checks what no key can say alone.
+
+        Raises:
+            InputError: keys contradict each other or name what does not exist.
+        """
+        try:
+            registry.find(self.model.backbone)
+        except InputError as error:
+            raise InputError(f"model.backbone: {error}") from None
+        repeated = {name for name in self.data.aux if self.data.aux.count(name) > 1}
+        if repeated:
+            raise InputError(f"data.aux names {min(repeated)!r} twice, expected each data set once")
+        if self.data.target is not None and self.data.target in self.data.aux:
+            raise InputError(
+                f"data.aux names the target {self.data.target!r}, expected other data sets: "
+                "auxiliary trainings see every domain, the held-out one too"
+            )
+        if self.train.probe_steps is not None and self.train.probe_steps >= self.train.steps:
+            raise InputError(
+                f"train.probe_steps is {self.train.probe_steps}, expected fewer than train.steps "
+                f"({self.train.steps}), of which they are part"
+            )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and key, in this module's order, without what is unset."""
+        sections = msgspec.to_builtins(self)
+        return {
+            section: {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in keys.items()
+                if value is not None
+            }
+            for section, keys in sections.items()
+        }
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file that `ratfast.config.load` reads back; equal recipes give equal text."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+
+def demo_recipe(data_dir: str | PathLike[str]) -> Recipe:
+    """The demonstration: real handwritten digits, minutes on a CPU.
+
+    Args:
+        data_dir: where `ratfast.data.demo.prepare` wrote its image folders.
+    """
+    return Recipe(
+        data=Data(
+            dir=str(data_dir),
+            target="Digits",
+            test_env="photograph",
+            aux=("RotatedMNIST", "ColoredMNIST"),
+            image_size=64,
+        ),
+        model=Model(backbone="efficientnet_lite0"),
+        # A fiftieth of the paper's updates at four times its learning rates: enough to see the method work.
+        train=Train(batch_size=12, steps=100, head_steps=50, eval_every=50, lr_scale=4.0, runs=6, aux_runs=1),
+    )

@@ -1,0 +1,55 @@
+"""Image datasets of several domains: listing, checking, decoding, augmenting.
+
+Public names are loaded on first use, so that listing and checking files does not pay for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ratfast import lazy
+
+if TYPE_CHECKING:
+    from ratfast.data import demo
+    from ratfast.data.augmentation import Augmentation
+    from ratfast.data.backend import BACKENDS
+    from ratfast.data.decoded import DecodedCache, decode
+    from ratfast.data.files import check_images
+    from ratfast.data.folders import Domain, DomainDataset, scan
+    from ratfast.data.loader import Batch, Loader, build_loader
+
+__all__ = [
+    "BACKENDS",
+    "Augmentation",
+    "Batch",
+    "DecodedCache",
+    "Domain",
+    "DomainDataset",
+    "Loader",
+    "build_loader",
+    "check_images",
+    "decode",
+    "demo",
+    "scan",
+]
+
+_HOMES = {
+    "BACKENDS": "backend",
+    "Augmentation": "augmentation",
+    "Batch": "loader",
+    "DecodedCache": "decoded",
+    "Domain": "folders",
+    "DomainDataset": "folders",
+    "Loader": "loader",
+    "build_loader": "loader",
+    "check_images": "files",
+    "decode": "decoded",
+    "demo": None,
+    "scan": "folders",
+}
+
+__getattr__ = lazy.attributes(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

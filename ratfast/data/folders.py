@@ -1,0 +1,173 @@
+"""Datasets of several domains as folders: `ROOT/<domain>/<class>/<image>`, in DomainBed's order to the bit.
+
+DomainBed sorts the domains by name; within a domain the order is that of
+`torchvision.datasets.ImageFolder`. Splits are shuffles of that order, so it decides which image is held out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ratfast.errors import InputError
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""File name endings that count as images (any case), as in torchvision; every other file is passed over."""
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """The images of one domain, in DomainBed's order.
+
+    Attributes:
+        name: name of the folder.
+        paths: file of each image.
+        labels: class index of each image, int64 of shape (len(paths),).
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True, eq=False)
+class DomainDataset:
+    """A dataset of several domains that share their classes.
+
+    Attributes:
+        name: name of the dataset.
+        root: its folder.
+        classes: names of the classes, sorted; a label is an index into them.
+        domains: the domains, sorted by name; a domain's index is DomainBed's environment number.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    domains: tuple[Domain, ...]
+
+    def __len__(self) -> int:
+        return sum(len(domain) for domain in self.domains)
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains, in order."""
+        return tuple(domain.name for domain in self.domains)
+
+    def domain_index(self, domain: int | str) -> int:
+        """Index of a domain given by number, or by name.
+
+        Raises:
+            InputError: there is no such domain.
+        """
+        if isinstance(domain, str):
+            if domain in self.domain_names:
+                return self.domain_names.index(domain)
+            if domain.isdecimal() and int(domain) < len(self.domains):
+                return int(domain)
+        elif 0 <= domain < len(self.domains):
+            return int(domain)
+        known = ", ".join(f"{i} {name}" for i, name in enumerate(self.domain_names))
+        raise InputError(f"dataset {self.name} has no domain {domain!r}; its domains are {known}")
+
+    def require_several_domains(self) -> None:
+        """Check that one domain can be held out and at least one is left to train on.
+
+        Raises:
+            InputError: the dataset has one domain only.
+        """
+        if len(self.domains) < 2:
+            raise InputError(
+                f"dataset {self.name} in {self.root} has only the domain {self.domains[0].name!r}; "
+                "holding one out takes at least two"
+            )
+
+
+def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset:
+    """List the images of a dataset in DomainBed's order.
+
+    Args:
+        root: folder with one folder per domain, each with one folder per class. Images may lie deeper;
+            links to folders are followed.
+        name: name of the dataset; that of the folder if None.
+
+    Returns:
+        The dataset. No image is opened.
+
+    Raises:
+        InputError: the folder is missing or holds no folders, a domain holds no class folders, the classes
+            differ between domains, or a class has no images in some domain.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise InputError(
+            f"dataset folder {root} {state}; expected a folder of the form {root}/<domain>/<class>/<image>"
+        )
+    domain_names = _subfolders(root)
+    if not domain_names:
+        raise InputError(f"dataset folder {root} holds no domains; expected {root}/<domain>/<class>/<image>")
+    classes: list[str] = []
+    domains = []
+    for domain_name in domain_names:
+        found = _subfolders(root / domain_name)
+        if not found:
+            raise InputError(
+                f"domain folder {root / domain_name} holds no class folders; "
+                f"expected {root}/<domain>/<class>/<image>"
+            )
+        if not domains:
+            classes = found
+        elif found != classes:
+            raise InputError(_difference(root, domain_names[0], classes, domain_name, found))
+        domains.append(_scan_domain(root, domain_name, classes))
+    return DomainDataset(name or root.resolve().name, root, tuple(classes), tuple(domains))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
+
+
+def _difference(root: Path, first: str, classes: list[str], domain: str, found: list[str]) -> str:
+    def listed(names: set[str]) -> str:
+        shown = sorted(names)[:5]
+        return ", ".join(repr(n) for n in shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    missing, extra = set(classes) - set(found), set(found) - set(classes)
+    parts = []
+    if missing:
+        parts.append(f"{domain!r} lacks {listed(missing)}")
+    if extra:
+        parts.append(f"{first!r} lacks {listed(extra)}")
+    return f"the domains of {root} must have the same class folders, but {' and '.join(parts)}"
+
+
+def _scan_domain(root: Path, domain: str, classes: list[str]) -> Domain:
+    paths: list[str] = []
+    counts = []
+    for label in classes:
+        before = len(paths)
+        # os.walk's triples sort by folder path, as ImageFolder sorts them.
+        for folder, _, files in sorted(os.walk(root / domain / label, followlinks=True)):
+            paths += [
+                os.path.join(folder, file)
+                for file in sorted(files)
+                if file.lower().endswith(IMAGE_EXTENSIONS)
+            ]
+        if len(paths) == before:
+            raise InputError(
+                f"class folder {root / domain / label} holds no images; expected files ending in "
+                + ", ".join(IMAGE_EXTENSIONS)
+            )
+        counts.append(len(paths) - before)
+    return Domain(domain, tuple(paths), np.repeat(np.arange(len(classes), dtype=np.int64), counts))

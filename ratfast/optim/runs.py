@@ -1,0 +1,108 @@
+"""Runs: parameters that lie next to each other, as do their gradients, and so are stepped as one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratfast.errors import InputError
+from ratfast.layout import contiguous_strides, is_dense, same_order
+from ratfast.rows import flattened
+
+
+def find_runs(params: Sequence[Tensor], grads: Sequence[Tensor], steps: Sequence[float]) -> list[list[int]]:
+    """Splits parameters into maximal runs that one row operation can step.
+
+    In a run, parameters are dense and adjacent in one storage, gradients have their strides and are adjacent
+    in the same order in one storage, and all have made the same number of steps. On an arena without frozen
+    parameters that is one run; unrelated parameters are a run each.
+
+    Args:
+        params: all of one device and element type.
+        grads: of the same shapes.
+        steps: steps made so far.
+
+    Returns:
+        Positions in `params`, each once, except those of tensors without elements, which are left out.
+    """
+
+    def plain(index: int) -> bool:
+        param, grad = params[index], grads[index]
+        return (
+            grad.layout == torch.strided
+            and grad.dtype == param.dtype
+            and same_order(param.shape, grad.stride(), param.stride())
+            and is_dense(param.shape, param.stride())
+        )
+
+    def follows(before: int, after: int) -> bool:
+        return steps[before] == steps[after] and all(
+            flattened([tensors[before], tensors[after]]) is not None for tensors in (params, grads)
+        )
+
+    runs: list[list[int]] = []
+    extensible = False
+    filled = (index for index in range(len(params)) if params[index].numel())
+    for index in sorted(filled, key=lambda index: params[index].data_ptr()):
+        simple = plain(index)
+        if extensible and simple and follows(runs[-1][-1], index):
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+        extensible = simple
+    return runs
+
+
+def work_strides(param: Tensor) -> tuple[int, ...]:
+    """Strides of what a parameter is stepped as: its own, or C order if it is not dense."""
+    shape, strides = tuple(param.shape), tuple(param.stride())
+    return strides if is_dense(shape, strides) else contiguous_strides(shape)
+
+
+def join_states(params: Sequence[Tensor], states: Sequence[MutableMapping[str, Any]], key: str) -> Tensor:
+    """The states `key` of a run's parameters as one tensor that steps with them.
+
+    States that are not there yet begin as zeros. States that already lie as the parameters do are left where
+    they are; others are copied into a new row and replaced by views of it.
+
+    Args:
+        params: of one run, in its order.
+        states: the optimizer's state of each; `states[i][key]` is read and set.
+        key: such as "exp_avg".
+
+    Returns:
+        1-D over the whole run, or the state itself, shaped as the parameter, if the run is one parameter.
+
+    Raises:
+        InputError: a state has another shape than its parameter.
+    """
+    values = [state.get(key) for state in states]
+    for param, value in zip(params, values, strict=True):
+        if value is not None and value.shape != param.shape:
+            raise InputError(
+                f"optimizer state {key} has shape {list(value.shape)}, but its parameter {list(param.shape)}"
+            )
+    strides = [work_strides(param) for param in params]
+    if all(
+        value is not None
+        and value.dtype == param.dtype
+        and value.device == param.device
+        and same_order(param.shape, value.stride(), stride)
+        for param, value, stride in zip(params, values, strides, strict=True)
+    ):
+        joined = values[0] if len(values) == 1 else flattened(values)
+        if joined is not None:
+            return joined
+    size = sum(param.numel() for param in params)
+    row = torch.zeros(size, dtype=params[0].dtype, device=params[0].device)
+    offset = 0
+    for param, state, value, stride in zip(params, states, values, strides, strict=True):
+        view = row.as_strided(param.shape, stride, offset)
+        if value is not None:
+            view.copy_(value)
+        state[key] = view
+        offset += param.numel()
+    return states[0][key] if len(params) == 1 else row

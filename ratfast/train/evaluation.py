@@ -1,0 +1,98 @@
+"""Accuracy on decoded images: the one place where it is computed, for training, averages and `ratfast evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ratfast.models import Classifier
+
+BATCH_SIZE = 128
+"""Images per forward pass. Fixed: another size may take other kernels, whose rounding can flip a prediction."""
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The mixed-precision context of training and evaluation: bfloat16, or nothing for `"float32"`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def normalised(images: Tensor, model: Classifier) -> Tensor:
+    """Brings decoded images to the model's input.
+
+    Args:
+        images: `(N, 3, S, S)` uint8, any memory format.
+        model: whose `normalisation` (mean and standard deviation per channel of images in [0, 1]) is used.
+
+    Returns:
+        `(N, 3, S, S)` float32, channels-last.
+    """
+    mean, std = (
+        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+        for values in (model.normalisation.mean, model.normalisation.std)
+    )
+    scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    return scaled.sub_(mean).div_(std)
+
+
+@torch.no_grad()
+def extract_features(
+    model: Classifier, images: Tensor, precision: str, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """Features of decoded images.
+
+    Args:
+        model: in evaluation mode.
+        images: `(N, 3, S, S)` uint8.
+        precision: `"float32"` or `"bfloat16"`.
+        progress: called with the number of images done so far and their number in all.
+
+    Returns:
+        `(N, D)` on the images' device.
+    """
+    features = []
+    with autocast(images.device, precision):
+        for number, batch in enumerate(images.split(BATCH_SIZE), 1):
+            features.append(model.features(normalised(batch, model)))
+            if progress is not None:
+                progress(min(number * BATCH_SIZE, len(images)), len(images))
+    return torch.cat(features)
+
+
+@torch.no_grad()
+def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision: str) -> int:
+    """How many images are classified right, given their features.
+
+    Args:
+        model: in evaluation mode.
+        features: `(N, D)`, from `extract_features`.
+        labels: `(N,)` int64 on the same device.
+        precision: `"float32"` or `"bfloat16"`.
+    """
+    with autocast(features.device, precision):
+        predictions = torch.cat([model.head(batch).argmax(1) for batch in features.split(BATCH_SIZE)])
+    return int((predictions == labels).sum())
+
+
+def accuracy(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    precision: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Fraction of decoded images that `model` classifies right; the model is left in its mode.
+
+    Args:
+        model: any mode.
+        images: `(N, 3, S, S)` uint8.
+        labels: `(N,)` int64 on the same device.
+        precision: `"float32"` or `"bfloat16"`.
+        progress: as in `extract_features`.
+    """
+    was_training = model.training
+    model.eval()
+    correct = count_correct(model, extract_features(model, images, precision, progress), labels, precision)
+    model.train(was_training)
+    return correct / max(len(labels), 1)

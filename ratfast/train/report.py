@@ -1,0 +1,50 @@
+"""What a person reads at the end: the table of a summary, where the averages are, how to evaluate them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """The closing table: every member, their mean, the best single run, the averages.
+
+    Args:
+        summary: the content of `summary.json`.
+    """
+    title = f"{summary['target']}, tested on the domain {summary['test_domain']} that no run has seen"
+    table = Table(title=title, title_justify="left")
+    table.add_column("weights")
+    table.add_column("starts from")
+    table.add_column("validation", justify="right")
+    table.add_column("test", justify="right")
+
+    def add(name: str, detail: str, record: Mapping[str, Any], style: str = "") -> None:
+        table.add_row(name, detail, f"{record['val']:.4f}", f"{record['test']:.4f}", style=style)
+
+    for member in summary["members"]:
+        add(member["name"], member["initialisation"], member)
+    table.add_section()
+    add("mean of the members", "", summary["mean_of_members"])
+    best = summary["best_single"]
+    add("best single run", best["name"], best)
+    for method, average in summary["averages"].items():
+        add(f"{method} average", f"{len(average['members'])} of {len(summary['members'])}", average, "bold")
+    return table
+
+
+def closing_lines(summary: Mapping[str, Any], data_dir: str) -> list[str]:
+    """Where the averaged model was saved, and the command that evaluates it.
+
+    Args:
+        summary: the content of `summary.json`.
+        data_dir: the folder of the data sets.
+    """
+    method = "dagger" if "dagger" in summary["averages"] else next(iter(summary["averages"]))
+    file = summary["averages"][method]["file"]
+    command = ["ratfast", "evaluate", file, "--data-dir", data_dir, "--dataset", summary["target"]]
+    command += ["--domain", summary["test_domain"]]
+    return [f"The {method} average is saved in {file}; to evaluate it:", "  " + shlex.join(command)]

@@ -1,0 +1,109 @@
+"""The data sets of a recipe as the trainings see them: splits, batches, decoded evaluation images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ratfast import data, protocol
+from ratfast.config import Recipe
+from ratfast.errors import InputError
+from ratfast.models import Classifier
+from ratfast.train.fit import ValidationSet
+from ratfast.train.progress import Display
+
+
+class Tasks:
+    """The target and the auxiliary data sets, scanned and checked.
+
+    Args:
+        recipe: names them.
+        device: where decoded images are kept and batches arrive.
+        display: shows how far checks and decoding are.
+
+    Raises:
+        InputError: a folder is missing or of the wrong form, or an image cannot be one.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, display: Display):
+        self._data = recipe.data
+        self._device = device
+        self.datasets = {
+            name: data.scan(Path(recipe.data.dir) / name, name)
+            for name in [recipe.data.target, *recipe.data.aux]
+        }
+        for name, dataset in self.datasets.items():
+            paths = [path for domain in dataset.domains for path in domain.paths]
+            data.check_images(paths, progress=partial(display.count, f"checking the images of {name}"))
+        self._decoded = data.DecodedCache(
+            device=device,
+            backend=recipe.data.backend,
+            progress=partial(display.count, "decoding images for evaluation"),
+        )
+
+    def check_split(self, dataset: str, test_env: int | None) -> None:
+        """Checks that every training domain has an image to train on and one to validate on.
+
+        Raises:
+            InputError: one has not.
+        """
+        for domain in self.training_domains(dataset, test_env):
+            kept, held_out = self.split(dataset, domain, 0)  # the sizes are those of every trial
+            if not len(kept) or not len(held_out):
+                raise InputError(
+                    f"data.holdout_fraction {self._data.holdout_fraction:g} leaves {len(kept)} images of domain "
+                    f"{self.datasets[dataset].domains[domain].name!r} of dataset {dataset} for training and "
+                    f"{len(held_out)} for validation, expected at least one each"
+                )
+
+    def split(self, dataset: str, domain: int, trial_seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """DomainBed's split of one domain: indices to train on, indices to validate on."""
+        count = len(self.datasets[dataset].domains[domain].paths)
+        return protocol.split(count, self._data.holdout_fraction, trial_seed, domain)
+
+    def training_domains(self, dataset: str, test_env: int | None) -> list[int]:
+        """Indices of all domains but the held-out one."""
+        return [domain for domain in range(len(self.datasets[dataset].domains)) if domain != test_env]
+
+    def loader(
+        self,
+        dataset: str,
+        test_env: int | None,
+        trial_seed: int,
+        batch_size: int,
+        model: Classifier,
+        seed: int,
+    ) -> data.Loader:
+        """Endless training batches: `batch_size` images of each training domain's training split."""
+        return data.build_loader(
+            self.datasets[dataset],
+            {
+                domain: self.split(dataset, domain, trial_seed)[0]
+                for domain in self.training_domains(dataset, test_env)
+            },
+            batch_size=batch_size,
+            image_size=self._data.image_size,
+            mean=model.normalisation.mean,
+            std=model.normalisation.std,
+            seed=seed,
+            device=self._device,
+            backend=self._data.backend,
+        )
+
+    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> ValidationSet:
+        """The validation splits of the training domains, decoded."""
+        return {
+            domain: self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
+            for domain in self.training_domains(dataset, test_env)
+        }
+
+    def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""
+        chosen = self.datasets[dataset].domains[domain]
+        labels = chosen.labels if indices is None else chosen.labels[indices]
+        images = self._decoded.get(self.datasets[dataset], domain, self._data.image_size, indices)
+        return images, torch.as_tensor(labels, device=self._device)

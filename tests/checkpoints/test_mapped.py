@@ -1,0 +1,27 @@
+"""Files as memory: more of them than the process may have open at first."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+
+from ratfast.checkpoints import MappedFile, write
+from ratfast.layout import Layout, TensorSpec
+
+
+@pytest.fixture
+def few_files():
+    """The limit on open files, lowered for the test."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * highest + 60, hard))
+    yield 2 * highest + 60
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_the_limit(tmp_path, few_files):
+    layout = Layout.pack([TensorSpec("a", (4,), "float32")])
+    write(tmp_path / "a.safetensors", layout, np.arange(4, dtype=np.float32))
+    files = [MappedFile(tmp_path / "a.safetensors") for _ in range(few_files)]
+    assert all(file.row.view(np.float32).tolist() == [0, 1, 2, 3] for file in files)

@@ -1,0 +1,121 @@
+"""The command `average`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ratfast
+from ratfast import InputError, checkpoints
+from ratfast.cli.average import average
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = []
+    for index in range(3):
+        paths.append(str(tmp_path / f"{index}.safetensors"))
+        checkpoints.save({"a": torch.randn(50, 3), "n.num_batches_tracked": torch.tensor(index)}, paths[-1])
+    return paths
+
+
+def run(*arguments):
+    return CliRunner().invoke(average, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def test_writes_the_average(files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--buffers", "keep", *files)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"wrote {out}: average of 3 checkpoints, 2 tensors, 0.0 MB\n"
+    expected = ratfast.average(files, buffers="keep")
+    torch.testing.assert_close(checkpoints.load(out), expected, check_layout=False)
+    assert checkpoints.read_metadata(out)["method"] == "uniform"
+
+
+def test_weights_and_dtype(files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--weights", "-0.5,1,0.5", "--buffers", "average", "--dtype", "bfloat16", *files)
+    assert result.exit_code == 0, result.output
+    expected = ratfast.average(files, [-0.5, 1, 0.5], buffers="average", dtype="bfloat16")
+    found = checkpoints.load(out)
+    assert found["a"].dtype == torch.bfloat16
+    torch.testing.assert_close(found["a"], expected["a"])
+    assert found["n.num_batches_tracked"].item() == 2
+    assert checkpoints.read_metadata(out)["method"] == "weighted"
+    assert (
+        run("-o", out, "--method", "weighted", "--weights", "1,1,1", "--buffers", "keep", *files).exit_code
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--weights", "1,2"], "2 weights were given for 3"),
+        (["--weights", "1,2,x"], "expected numbers separated by commas"),
+        (["--method", "weighted"], "needs --weights"),
+        (["--method", "uniform", "--weights", "1,1,1"], "takes no --weights"),
+        ([], "'n.num_batches_tracked' of .*1.safetensors differ"),
+        (["--buffers", "keep", "missing.safetensors"], "missing.safetensors does not exist"),
+    ],
+)
+def test_wrong_input(files, tmp_path, arguments, reason):
+    """One sentence, which the command line shows with exit code 2."""
+    result = run("-o", tmp_path / "out.safetensors", *arguments, *files)
+    assert isinstance(result.exception, InputError)
+    with pytest.raises(InputError, match=reason):
+        raise result.exception
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_wrong_output(files, tmp_path):
+    for name, reason in {
+        "out.pt": "would be a safetensors file",
+        "no/out.safetensors": "does not exist",
+    }.items():
+        result = run("-o", tmp_path / name, "--buffers", "keep", *files)
+        assert isinstance(result.exception, InputError) and reason in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a"], ["-o", "b"], ["-o", "b", "--buffers", "x", "a"], ["-o", "b", "--dtype", "int8", "a"]]
+)
+def test_usage(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_progress_of_large_inputs(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("ratfast.cli.average._LARGE", 1)
+    result = run("-o", tmp_path / "out.safetensors", "--buffers", "keep", *files)
+    assert "averaging 3 checkpoints" in result.stderr
+    assert result.stdout.startswith("wrote ") and result.stdout.count("\n") == 1
+
+
+FULL = """
+import resource, sys
+from ratfast.cli.average import average
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # the limit acts as a full disk does
+average(["--buffers", "keep", "-o", *sys.argv[1:]])
+"""
+
+
+def test_full_disk(files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, out, *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"Error: {out} could not be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_import_and_help_need_no_torch():
+    code = "import sys; from ratfast.cli.average import average; average(['--help'], standalone_mode=False); "
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "CHECKPOINT..." in done.stdout

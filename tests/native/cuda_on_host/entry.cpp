@@ -1,0 +1,53 @@
+// The launchers of csrc/cuda, compiled for the host, behind a C interface.
+#include "cuda_runtime_api.h"
+// After the stand-in for CUDA:
+#include "adam.cu"
+#include "mix.cu"
+
+using namespace ratfast;
+
+namespace {
+
+std::vector<DType> dtypes(const unsigned char* codes, std::size_t count) {
+  std::vector<DType> types;
+  for (std::size_t i = 0; i < count; ++i) types.push_back(static_cast<DType>(codes[i]));
+  return types;
+}
+
+}  // namespace
+
+extern "C" {
+
+int launch_count() { return launches; }
+int saw_misaligned() { return misaligned; }
+int passes(int outputs, int sources) { return cuda::outputs_per_pass(outputs, sources); }
+
+// Pointers and types are tensor-major: of each tensor all models.
+int mix(int tensors, const long long* numels, int outputs, void** output_pointers,
+        const unsigned char* output_codes, int sources, void** source_pointers,
+        const unsigned char* source_codes, const double* weights) {
+  const auto output_types = dtypes(output_codes, static_cast<std::size_t>(tensors) * outputs);
+  const auto source_types = dtypes(source_codes, static_cast<std::size_t>(tensors) * sources);
+  std::vector<MixSegment> segments;
+  for (int t = 0; t < tensors; ++t)
+    segments.push_back({numels[t], source_pointers + t * sources, source_types.data() + t * sources,
+                        output_pointers + t * outputs, output_types.data() + t * outputs});
+  return cuda::mix(segments, outputs, sources, weights, nullptr);
+}
+
+// Five pointers and three types (parameter, gradient, state) per tensor.
+int adam(int tensors, const long long* numels, void** pointers, const unsigned char* codes,
+         const float* steps, double lr, double beta1, double beta2, double weight_decay, double eps,
+         int decoupled, int amsgrad, int maximize) {
+  const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * 3);
+  std::vector<AdamSegment> segments;
+  for (int t = 0; t < tensors; ++t) {
+    void** p = pointers + t * 5;
+    segments.push_back({numels[t], p[0], p[1], p[2], p[3], amsgrad ? p[4] : nullptr, types[t * 3],
+                        types[t * 3 + 1], types[t * 3 + 2]});
+  }
+  return cuda::adam(segments, steps,
+                    {lr, beta1, beta2, weight_decay, eps, decoupled != 0, amsgrad != 0, maximize != 0},
+                    nullptr);
+}
+}

@@ -1,0 +1,148 @@
+"""The CUDA kernels and launchers, compiled for the host: indexing and arithmetic, where there is no GPU."""
+
+import ctypes
+import shutil
+import subprocess
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ratfast import reference
+
+ROOT = Path(__file__).parents[2]
+CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPES = tuple(CODES)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> ctypes.CDLL:
+    """The library under test."""
+    if shutil.which("g++") is None or not (ROOT / "csrc/cuda/mix.cu").is_file():
+        pytest.skip("no g++, or no sources here")
+    folder = Path(__file__).parent / "cuda_on_host"
+    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
+    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
+    includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
+    subprocess.run(["g++", *flags, *includes, folder / "entry.cpp", "-o", library], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def pointers(tensors):
+    return (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+
+
+def codes(tensors):
+    return (ctypes.c_ubyte * len(tensors))(*[CODES[x.dtype] for x in tensors])
+
+
+def mix(kernels, outputs, sources, weights):
+    """outputs[k][t], sources[n][t]; returns the number of kernels launched."""
+    tensors = len(outputs[0])
+    numels = (ctypes.c_longlong * tensors)(*[x.numel() for x in outputs[0]])
+    by_tensor = [[model[t] for t in range(tensors) for model in models] for models in (outputs, sources)]
+    weights = np.ascontiguousarray(weights, dtype=np.float64)
+    before = kernels.launch_count()
+    status = kernels.mix(
+        tensors,
+        numels,
+        len(outputs),
+        pointers(by_tensor[0]),
+        codes(by_tensor[0]),
+        len(sources),
+        pointers(by_tensor[1]),
+        codes(by_tensor[1]),
+        weights.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+    )
+    assert status == 0
+    assert not kernels.saw_misaligned()
+    return kernels.launch_count() - before
+
+
+def check_mix(kernels, outputs, sources, weights):
+    wanted = [[x.clone() for x in model] for model in outputs]
+    reference.mix_(
+        [x for model in wanted for x in model],
+        [x for model in sources for x in model],
+        torch.as_tensor(weights, dtype=torch.float64),
+    )
+    launches = mix(kernels, outputs, sources, weights)
+    for got, want in zip(chain(*outputs), chain(*wanted), strict=True):
+        unit = torch.finfo(want.dtype).eps
+        torch.testing.assert_close(got, want, rtol=2 * unit, atol=1e-13 if unit < 1e-10 else 4e-6)
+    return launches
+
+
+@pytest.mark.parametrize("source", [*DTYPES, None])
+@pytest.mark.parametrize("output", DTYPES)
+@pytest.mark.parametrize("num_outputs", [1, 3, 4, 7, 19])
+def test_mix(kernels, source, output, num_outputs):
+    sizes = (1, 7, 1024, 2048 * 3, 5000, 0, 2047)
+    kinds = [source] if source is not None else list(DTYPES[1:])
+    sources = [
+        [torch.randn(size).to(kinds[(n + t) % len(kinds)]) for t, size in enumerate(sizes)] for n in range(5)
+    ]
+    outputs = [[torch.full((size,), torch.nan).to(output) for size in sizes] for _ in range(num_outputs)]
+    check_mix(kernels, outputs, sources, np.random.default_rng(0).normal(size=(num_outputs, 5)))
+
+
+@pytest.mark.parametrize("skip", [1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mix_of_unaligned_memory(kernels, skip, dtype):
+    sources = [[torch.randn(5000 + skip).to(dtype)[skip:]] for _ in range(3)]
+    output = torch.full((5000 + 16,), 7.0, dtype=dtype)
+    check_mix(kernels, [[output[skip : skip + 5000]]], sources, np.ones((1, 3)) / 3)
+    assert (output[:skip] == 7).all() and (output[skip + 5000 :] == 7).all()
+
+
+def test_mix_of_more_than_one_table(kernels):
+    sizes = [1 + (i * 37) % 3000 for i in range(300)]
+    sources = [[torch.randn(size) for size in sizes] for _ in range(20)]
+    outputs = [[torch.empty(size) for size in sizes] for _ in range(2)]
+    assert check_mix(kernels, outputs, sources, np.random.default_rng(0).normal(size=(2, 20))) == 5
+
+
+@pytest.mark.parametrize(("num_sources", "num_outputs", "passes"), [(1024, 3, 3), (200, 8, 2), (128, 8, 1)])
+def test_mix_of_many_models(kernels, num_sources, num_outputs, passes):
+    row = torch.randn(1100 * num_sources)
+    sources = [[row[n * 1100 : n * 1100 + 1100]] for n in range(num_sources)]
+    outputs = [[torch.empty(1100)] for _ in range(num_outputs)]
+    weights = np.random.default_rng(0).normal(size=(num_outputs, num_sources)) / num_sources
+    assert check_mix(kernels, outputs, sources, weights) == passes
+
+
+@pytest.mark.parametrize("num_outputs", [1, 4, 8])
+def test_mix_in_place(kernels, num_outputs):
+    sources = [[torch.randn(3000), torch.randn(100)] for _ in range(9)]
+    assert kernels.passes(num_outputs, 9) == num_outputs
+    check_mix(kernels, sources[:num_outputs], sources, np.random.default_rng(0).normal(size=(num_outputs, 9)))
+
+
+@pytest.mark.parametrize("param", DTYPES)
+@pytest.mark.parametrize("grad", DTYPES)
+@pytest.mark.parametrize("state", DTYPES)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam(kernels, param, grad, state, amsgrad):
+    sizes = [1, 1000, 5000, 1024, 0, 77] + [9] * 300
+    lists = [[torch.rand(size).to(kind) for size in sizes] for kind in (param, grad, state, state, state)]
+    wanted = [[x.clone() for x in tensors] for tensors in lists]
+    steps = torch.tensor([1.0, 1, 3, 3, 3, 9] + [2.0] * 300)
+    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "eps": 1e-8}
+    flags = {"decoupled": False, "amsgrad": amsgrad, "maximize": True}
+    reference.adam_(*wanted[:4], wanted[4] if amsgrad else [], steps, **options, **flags)
+    status = kernels.adam(
+        len(sizes),
+        (ctypes.c_longlong * len(sizes))(*sizes),
+        pointers([tensors[t] for t in range(len(sizes)) for tensors in lists]),
+        codes([tensors[t] for t in range(len(sizes)) for tensors in lists[:3]]),
+        (ctypes.c_float * len(sizes))(*steps.tolist()),
+        *[ctypes.c_double(value) for value in options.values()],
+        *[int(value) for value in flags.values()],
+    )
+    assert status == 0
+    assert not kernels.saw_misaligned()
+    for got, want in zip(chain(*lists), chain(*wanted), strict=True):
+        unit = torch.finfo(want.dtype).eps
+        torch.testing.assert_close(got, want, rtol=2 * max(unit, 2**-22), atol=2e-6)

@@ -1,0 +1,183 @@
+"""The libraries as files: what they depend on; and loading them, or not, in fresh processes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ratfast import native
+
+STATUS = native.status()
+LIBRARIES = [path for path in (STATUS.cpu_library, STATUS.cuda_library, STATUS.core) if path is not None]
+ROOT = Path(__file__).parents[2]
+
+# Prints a digest of what the operators compute, in every element type, from fixed inputs.
+DIGEST = """
+import hashlib, torch
+from ratfast import ops
+torch.manual_seed(0)
+digest = hashlib.sha256()
+worst = 0.0
+for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    sources = [[torch.randn(size).to(dtype) for size in (1, 77, 5000)] for _ in range(7)]
+    outputs = [[torch.empty(size, dtype=dtype) for size in (1, 77, 5000)] for _ in range(6)]
+    weights = torch.randn(6, 7, dtype=torch.float64)
+    ops.mix_(outputs, sources, weights)
+    lists = [[torch.rand(3001).to(dtype)] for _ in range(5)]
+    for step in range(1, 4):
+        ops.adam_(*lists, [step], lr=0.01, weight_decay=0.1, amsgrad=True)
+    for tensor in [x for model in outputs for x in model] + [x[0] for x in lists]:
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        worst = max(worst, tensor.double().abs().sum().item())
+from ratfast import native
+print(digest.hexdigest(), native.status().cpu_capability, worst)
+"""
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, "-W", "default", "-c", code],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.skipif(not LIBRARIES or shutil.which("nm") is None, reason="nothing built, or no nm")
+@pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
+def test_no_symbol_of_an_unstable_abi(path):
+    symbols = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"\b_Z\w*(?:N2at|N3c10|N5torch)\w*", symbols) == []
+    if path != STATUS.core:
+        assert re.findall(r"\bPy\w*", symbols) == []
+    else:
+        assert re.findall(r"\b(?:aoti_)?torch_\w*", symbols) == []
+
+
+@pytest.mark.skipif(not LIBRARIES or shutil.which("nm") is None, reason="nothing built, or no nm")
+@pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_export_nothing_of_the_core(path):
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    assert "ratfast" not in symbols
+
+
+@pytest.mark.skipif(not LIBRARIES or shutil.which("readelf") is None, reason="nothing built, or no readelf")
+@pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
+def test_needed_libraries(path):
+    needed = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"NEEDED.*\[(.*)\]", needed)
+    assert not [name for name in names if re.match("libcudart|libc10|libpython|libtorch_python", name)]
+    if path == STATUS.core:
+        assert not [name for name in names if "torch" in name]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or shutil.which("nm") is None, reason="no g++, or no nm")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["-mavx2", "-mfma", "-mf16c"],
+        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+    ],
+    ids=["default", "avx2", "avx512"],
+)
+def test_loops_share_no_code_between_instruction_sets(flags, tmp_path):
+    source = ROOT / "csrc/core/leaf.cpp"
+    if not source.is_file():
+        pytest.skip("no sources here")
+    if flags and native.build_info().get("machine") != "x86_64":
+        pytest.skip("not x86-64")
+    leaf = tmp_path / "leaf.o"
+    # Without optimisation nothing is inlined that need not be: the hardest case.
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O0",
+        "-fno-exceptions",
+        "-w",
+        *flags,
+        "-DRATFAST_LEAF=leaf_test",
+        "-c",
+        source,
+        "-o",
+        leaf,
+    ]
+    subprocess.run(command, check=True)
+    symbols = subprocess.run(["nm", "-C", leaf], capture_output=True, text=True, check=True).stdout
+    shared = [
+        line for line in symbols.splitlines() if re.match(r"[0-9a-f ]{16} [A-TV-Z]", line) or " u " in line
+    ]
+    assert [line.split(maxsplit=2)[2] for line in shared] == ["ratfast::leaf_test"]
+    undefined = {line.split()[-1] for line in symbols.splitlines() if line.lstrip().startswith("U ")}
+    assert undefined <= {"memcpy", "memset", "sqrt", "sqrtf", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
+
+
+@pytest.mark.skipif(STATUS.cpu_capability is None, reason="the module _core is not built")
+def test_instruction_sets_agree(native_cpu):
+    results = {}
+    for wish in ("avx512", "avx2", "default"):
+        digest, capability, total = fresh(DIGEST, RATFAST_CPU_CAPABILITY=wish).stdout.split()
+        results[capability] = (digest, float(total))
+    # Fused operations round alike at any width; the default may have none.
+    if {"avx512", "avx2"} <= set(results):
+        assert results["avx512"][0] == results["avx2"][0]
+    totals = [total for _, total in results.values()]
+    assert max(totals) == pytest.approx(min(totals), rel=1e-5)
+
+
+def test_disabled_library_warns_once_and_computes_the_same():
+    code = (
+        "import torch\nfrom ratfast import native, ops\nnative.load_torch_libraries()\nout = torch.empty(3)\n"
+        "ops.mix_([[out]], [[torch.arange(3.0)], [torch.ones(3)]], [[2.0, 1.0]])\n"
+        "print(out.tolist(), native.load_core(), native.status().loaded)"
+    )
+    done = fresh(code, RATFAST_NATIVE="0")
+    assert done.stdout.strip() == "[1.0, 3.0, 5.0] None ()"
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "RATFAST_NATIVE=0" in done.stderr
+
+
+def test_loaded_libraries_do_not_warn(native_cpu):
+    assert "ratfast" not in fresh("from ratfast import ops").stderr
+
+
+def test_missing_libraries_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    (tmp_path / "build_info.json").write_text('{"reason": "no C++ compiler was found"}')
+    status = native.status()
+    assert (status.cpu_library, status.cuda_library, status.core) == (None, None, None)
+    assert "no C++ compiler was found" in status.reason
+
+
+def test_a_broken_library_is_explained(tmp_path):
+    (tmp_path / "libratfast_cpu.so").write_bytes(b"not a library")
+    code = (
+        f"from pathlib import Path\nfrom ratfast import native\nnative.FOLDER = Path({str(tmp_path)!r})\n"
+        "from ratfast import ops\nimport torch\nout = torch.empty(1)\n"
+        "ops.mix_([[out]], [[torch.ones(1)]], [[2.0]])\nprint(out.item(), native.status().reason)"
+    )
+    done = fresh(code)
+    assert done.stdout.startswith("2.0 ")
+    assert "libratfast_cpu.so does not load" in done.stdout
+    assert done.stderr.count("RuntimeWarning") == 1
+
+
+def test_status_does_not_import_torch():
+    code = "import sys\nfrom ratfast import native\nnative.status()\nprint('torch' in sys.modules)"
+    assert fresh(code).stdout.strip() == "False"
+
+
+def test_build_record_names_no_folder_of_the_machine():
+    assert not [
+        value for value in native.build_info().values() if isinstance(value, str) and value.startswith("/")
+    ]
+    for path in LIBRARIES:
+        assert str(ROOT).encode() not in path.read_bytes()

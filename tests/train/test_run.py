@@ -1,0 +1,297 @@
+"""Whole recipes, seconds long, on tiny images."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from ratfast import InputError, checkpoints, config, train
+from ratfast.averaging import average
+from ratfast.train.checkpoint_accuracy import checkpoint_accuracy
+
+from .conftest import tiny_values
+
+
+def table(summary: dict) -> dict:
+    """What of a summary must be the same every time."""
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, backbone_file, tmp_path_factory) -> tuple[Path, dict]:
+    """A carried-out recipe: its output folder and summary."""
+    output = tmp_path_factory.mktemp("finished") / "output"
+    return output, train.run(config.from_dict(tiny_values(data_dir, backbone_file, output)))
+
+
+def test_the_summary_holds_what_was_promised(finished) -> None:
+    output, summary = finished
+    assert json.loads((output / "summary.json").read_text()) == summary
+    assert [member["initialisation"] for member in summary["members"]] == [
+        "pre-trained", "auxiliary/Far/run00", "auxiliary/Near/run00"
+    ]  # fmt: skip
+    assert set(summary["averages"]) == {"uniform", "greedy"}
+    for record in [*summary["members"], *summary["averages"].values()]:
+        assert 0 <= record["val"] <= 1
+        assert 0 <= record["test"] <= 1
+        assert Path(record.get("checkpoint") or record["file"]).is_file()
+    assert set(summary["seconds"]) == {"probe", "auxiliary", "target", "averages"}
+    assert summary["test_domain"] == "grey"
+
+
+def test_the_uniform_average_is_the_mean_of_the_members(finished) -> None:
+    _, summary = finished
+    members = [checkpoints.load(member["checkpoint"]) for member in summary["members"]]
+    result = checkpoints.load(summary["averages"]["uniform"]["file"])
+    assert result.keys() == members[0].keys()
+    for name, value in result.items():
+        expected = torch.stack([member[name].double() for member in members]).mean(0)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_greedy_average_names_its_members(finished) -> None:
+    _, summary = finished
+    greedy = summary["averages"]["greedy"]
+    chosen = {member["name"]: member["checkpoint"] for member in summary["members"]}
+    expected = average([chosen[name] for name in greedy["members"]])
+    for name, value in checkpoints.load(greedy["file"]).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
+    assert checkpoints.read_metadata(greedy["file"])["method"] == "greedy"
+
+
+@pytest.mark.parametrize("method", ["uniform", "greedy"])
+def test_evaluating_the_file_gives_the_accuracy_of_the_summary(finished, data_dir, method) -> None:
+    _, summary = finished
+    record = summary["averages"][method]
+    result = checkpoint_accuracy(Path(record["file"]), data_dir / "Shapes", domain="grey", device="cpu")
+    assert result["domains"]["grey"]["accuracy"] == record["test"]
+
+
+def test_rows_are_domainbeds(finished) -> None:
+    output, _ = finished
+    rows = [
+        json.loads(line) for line in (output / "target/trial0/run01/results.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [0, 2]
+    assert {"loss", "env0_out_acc", "env2_out_acc"} <= set(rows[0])
+    assert "env1_out_acc" not in rows[0]  # the held-out domain is not looked at during training
+
+
+def test_the_same_command_again_does_nothing_again(finished, data_dir, backbone_file) -> None:
+    output, summary = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    again = train.run(config.from_dict(tiny_values(data_dir, backbone_file, output)))
+    assert again == summary
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == before
+
+
+def test_a_missing_run_is_made_again_and_so_are_the_averages(
+    finished, data_dir, backbone_file, tmp_path
+) -> None:
+    output, summary = finished
+    copy = tmp_path / "output"
+    shutil.copytree(output, copy)
+    shutil.rmtree(copy / "target/trial0/run01")
+    for path in (copy / "averages").iterdir():
+        path.write_text("{}")  # what is not made again would be seen
+    console = Console(file=io.StringIO())
+    again = train.run(config.from_dict(tiny_values(data_dir, backbone_file, copy)), console)
+    for method, expected in summary["averages"].items():
+        record = again["averages"][method]
+        assert {key: record[key] for key in ("val", "test", "members")} == {
+            key: expected[key] for key in ("val", "test", "members")
+        }
+        assert checkpoints.load(record["file"]).keys() == checkpoints.load(expected["file"]).keys()
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["averages/uniform", "averages/greedy"]
+    assert sum("already done" in line for line in lines) == 7
+
+
+def test_a_recipe_that_fails_in_its_first_run_leaves_the_folder_to_another(
+    data_dir, backbone_file, tmp_path
+) -> None:
+    shutil.copytree(data_dir, tmp_path / "data")
+    for path in (tmp_path / "data/Far/one").rglob("*.png"):
+        data = path.read_bytes()
+        path.write_bytes(data[:60] + bytes(len(data) - 120) + data[-60:])  # passes for whole until decoded
+    values = tiny_values(tmp_path / "data", backbone_file, tmp_path / "output")
+    with pytest.raises(InputError, match=r"Far/one/.*\.png cannot be"):
+        train.run(config.from_dict(values))
+    assert [path.name for path in (tmp_path / "output").iterdir()] == [".lock"]
+    values["data"]["aux"] = ["Near"]
+    values["train"]["runs"] = 1
+    assert len(train.run(config.from_dict(values))["members"]) == 1
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    finished, data_dir, backbone_file, tmp_path
+) -> None:
+    output, summary = finished
+    values = tiny_values(data_dir, backbone_file, tmp_path / "again")
+    again = train.run(config.from_dict(values))
+    assert [member["val"] for member in again["members"]] == [member["val"] for member in summary["members"]]
+    name = "target/trial0/run01/model.safetensors"
+    assert checkpoints.sha256(tmp_path / "again" / name) == checkpoints.sha256(output / name)
+    values = tiny_values(data_dir, backbone_file, tmp_path / "other")
+    values["train"]["seed"] = 1
+    train.run(config.from_dict(values))
+    other = tmp_path / "other" / "target/trial1/run01/model.safetensors"
+    assert checkpoints.sha256(other) != checkpoints.sha256(output / name)
+
+
+def test_another_recipe_does_not_mix_with_finished_runs(finished, data_dir, backbone_file) -> None:
+    output, _ = finished
+    values = tiny_values(data_dir, backbone_file, output)
+    values["train"]["steps"] = 5
+    with pytest.raises(InputError, match=r"another recipe \(differing in train\.steps\)"):
+        train.run(config.from_dict(values))
+
+
+def test_given_auxiliary_weights_take_the_place_of_trained_ones(
+    finished, data_dir, backbone_file, tmp_path
+) -> None:
+    output, _ = finished
+    given = output / "auxiliary/Near/run00/model.safetensors"
+    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
+    values["data"]["aux"] = []
+    values["model"]["aux_weights"] = [str(given)]
+    values["train"]["runs"] = 2
+    summary = train.run(config.from_dict(values))
+    assert [member["initialisation"] for member in summary["members"]] == ["pre-trained", str(given)]
+    values["model"]["aux_weights"] = [str(tmp_path / "nowhere.safetensors")]
+    values["output"]["dir"] = str(tmp_path / "other")
+    with pytest.raises(InputError, match=r"nowhere\.safetensors does not exist"):
+        train.run(config.from_dict(values))
+
+
+def test_several_trials_are_averaged_each_and_together(data_dir, backbone_file, tmp_path) -> None:
+    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
+    values["train"] |= {"trials": 2, "runs": 1, "steps": 2}
+    values["data"]["aux"] = []
+    summary = train.run(config.from_dict(values))
+    assert set(summary["averages"]) == {
+        "uniform_trial0", "greedy_trial0", "uniform_trial1", "greedy_trial1", "dagger"
+    }  # fmt: skip
+    assert len(summary["averages"]["dagger"]["members"]) == 2
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_table(
+    finished, data_dir, backbone_file, tmp_path
+) -> None:
+    _, summary = finished
+    recipe = tmp_path / "recipe.toml"
+    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
+    recipe.write_text(config.from_dict(values).to_toml())
+    code = "import sys; from ratfast import config, train; train.run(config.load(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(recipe)]
+    moments = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(3, 9))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = json.loads((tmp_path / "output" / "summary.json").read_text())
+    for record, expected in zip(again["members"], summary["members"], strict=True):
+        assert {key: record[key] for key in ("name", "val", "test")} == {
+            key: expected[key] for key in ("name", "val", "test")
+        }
+    for method, expected in summary["averages"].items():
+        assert {key: again["averages"][method][key] for key in ("val", "test", "members")} == {
+            key: expected[key] for key in ("val", "test", "members")
+        }
+    leftovers = [path for path in (tmp_path / "output").rglob("*") if ".partial" in path.name]
+    assert leftovers == []
+
+
+def damaged(data_dir: Path, copy: Path, name: str) -> Path:
+    """The data sets with one image of the target replaced by something else."""
+    shutil.copytree(data_dir, copy)
+    victim = copy / "Shapes" / "dark" / "red" / "0.png"
+    if name == "text":
+        victim = victim.with_suffix(".jpg")
+        victim.write_text("not an image at all")
+    else:
+        data = victim.read_bytes()
+        victim.write_bytes(data[: len(data) // 2])
+    return victim
+
+
+@pytest.mark.parametrize("name", ["text", "truncated"])
+def test_a_damaged_image_is_named_before_anything_is_trained(data_dir, backbone_file, tmp_path, name) -> None:
+    victim = damaged(data_dir, tmp_path / "data", name)
+    with pytest.raises(InputError, match=os.path.basename(victim)):
+        train.run(config.from_dict(tiny_values(tmp_path / "data", backbone_file, tmp_path / "output")))
+    assert not (tmp_path / "output").exists()
+
+
+def change(section: str, key: str, value):
+    def apply(values: dict) -> None:
+        values[section][key] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (change("data", "dir", "/nowhere/at/all"), "/nowhere/at/all"),
+        (change("data", "target", "Missing"), "Missing"),
+        (change("data", "test_env", 7), "7"),
+        (change("data", "test_env", "night"), "night"),
+        (change("data", "holdout_fraction", 0.01), "15 images of domain 'one'.* 0 for validation"),
+        (
+            change("model", "weights", "/nowhere/weights.pth"),
+            "model.weights: /nowhere/weights.pth does not exist",
+        ),
+        (change("output", "dir", "/proc/nowhere/output"), "/proc/nowhere/output"),
+    ],
+)
+def test_wrong_values_are_one_sentence(data_dir, backbone_file, tmp_path, apply, message) -> None:
+    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
+    apply(values)
+    with pytest.raises(InputError, match=message) as caught:
+        train.run(config.from_dict(values))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "output").exists()
+
+
+def test_weights_of_another_architecture(data_dir, tmp_path, finished) -> None:
+    import torchvision
+
+    path = tmp_path / "squeezenet.pth"
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    with pytest.raises(InputError, match=r"model\.weights: .*squeezenet\.pth"):
+        train.run(config.from_dict(tiny_values(data_dir, path, tmp_path / "output")))
+    values = tiny_values(data_dir, "none", tmp_path / "output")
+    values["data"]["aux"] = []
+    values["model"]["aux_weights"] = [str(path)]
+    with pytest.raises(InputError, match=r"model\.aux_weights: .*squeezenet\.pth"):
+        train.run(config.from_dict(values))
+    assert not (tmp_path / "output").exists()  # nothing is trained before all files are known to fit
+    with pytest.raises(InputError, match=r"squeezenet\.pth"):
+        checkpoint_accuracy(path, data_dir / "Shapes", backbone="resnet18", image_size=32, device="cpu")
+
+
+def test_evaluating_with_what_does_not_fit(finished, data_dir, tmp_path) -> None:
+    _, summary = finished
+    path = Path(summary["averages"]["uniform"]["file"])
+    with pytest.raises(InputError, match="no domain 'night'"):
+        checkpoint_accuracy(path, data_dir / "Shapes", domain="night", device="cpu")
+    for domain in ("one", "two"):
+        (tmp_path / "Other" / domain / "cat").mkdir(parents=True)
+        image = data_dir / "Shapes" / "dark" / "red" / "0.png"
+        (tmp_path / "Other" / domain / "cat" / "0.png").write_bytes(image.read_bytes())
+    with pytest.raises(InputError, match="classes"):
+        checkpoint_accuracy(path, tmp_path / "Other", device="cpu")
