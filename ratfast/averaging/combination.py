@@ -38,7 +38,9 @@ class Rows(Protocol):
         """(T, N, N) float64: the inner products of all pairs of models, for each of the T parameters."""
         ...
 
-    def kth_magnitudes(self, model: int, base: int | None, counts: Sequence[int], *, together: bool) -> np.ndarray:
+    def kth_magnitudes(
+        self, model: int, base: int | None, counts: Sequence[int], *, together: bool
+    ) -> np.ndarray:
         """The k-th largest `|float32(model - base)|`, exactly.
 
         Args:
@@ -122,7 +124,8 @@ class Combination:
     def output(self, k: int) -> Combination:
         """Output `k` alone."""
         steps = {
-            name: Mix((step.weights[k],)) if isinstance(step, Mix) else step for name, step in self.steps.items()
+            name: Mix((step.weights[k],)) if isinstance(step, Mix) else step
+            for name, step in self.steps.items()
         }
         return Combination(steps, (self.weights[k],), self.points[k : k + 1])
 
@@ -133,7 +136,9 @@ class Combination:
     def models(self, step: Step) -> list[int]:
         """The models that a step reads, the base last: of a `Mix` those that have a weight other than 0."""
         if isinstance(step, Mix):
-            return [n for n in range(len(step.weights[0])) if any(row[n] != 0.0 for row in step.weights)] or [0]
+            return [n for n in range(len(step.weights[0])) if any(row[n] != 0.0 for row in step.weights)] or [
+                0
+            ]
         return [*step.models, *([] if step.base is None else [step.base])]
 
 
@@ -150,7 +155,9 @@ def grouped(items: Iterable[Any], combination: Combination) -> list[tuple[Step, 
         if identity is None:
             shared = isinstance(step, Column)
             identity = (
-                (dataclasses.replace(step, thresholds=None, key=0), step.thresholds is None) if shared else step
+                (dataclasses.replace(step, thresholds=None, key=0), step.thresholds is None)
+                if shared
+                else step
             )
             if item[0] in combination.steps:  # others are made on the way, and their id is used again
                 known[id(step)] = identity

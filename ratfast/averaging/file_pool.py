@@ -84,7 +84,9 @@ class FilePool:
         first = self._expanded(0)
         of_buffers = {entry.name for entry in first if is_buffer_name(entry.name, entry.dtype)}
         self.parameters = tuple(entry.name for entry in first if entry.name not in of_buffers)
-        check_layouts([first, *(self._expanded(n) for n in range(1, self._models))], self.names[: self._models])
+        check_layouts(
+            [first, *(self._expanded(n) for n in range(1, self._models))], self.names[: self._models]
+        )
         self._check_diagonals(first)
         self._check_kinds(first)
         self._buffers = of_buffers
@@ -119,7 +121,9 @@ class FilePool:
             parts.append(np.asarray(self._core.gram(sources, types, threads())))
         return np.concatenate(parts)
 
-    def kth_magnitudes(self, model: int, base: int | None, counts: Sequence[int], *, together: bool) -> np.ndarray:
+    def kth_magnitudes(
+        self, model: int, base: int | None, counts: Sequence[int], *, together: bool
+    ) -> np.ndarray:
         """The k-th largest magnitudes, as `Rows.kth_magnitudes` says."""
         spans = [self._whole(name) for name in self.parameters]
         [sources], [types] = self._sources([model], spans)
@@ -161,12 +165,16 @@ class FilePool:
             for memory in outputs:
                 pieces = []
                 for name, span, start in items:
-                    pieces.append(memory[start : start + span.count * BY_NAME[self.layout[name].dtype].itemsize])
+                    pieces.append(
+                        memory[start : start + span.count * BY_NAME[self.layout[name].dtype].itemsize]
+                    )
                 targets.append(pieces)
             if not self._run(step, combination, group, targets):
                 raise self._culprit(combination, group, targets)
 
-    def _run(self, step: Step, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]) -> bool:
+    def _run(
+        self, step: Step, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]
+    ) -> bool:
         """One call of a kernel; whether all its results are finite."""
         out_types = [self.layout[span.name].dtype for span in spans]
         if not isinstance(step, Column):
@@ -238,7 +246,9 @@ class FilePool:
                     total += weight * decode(piece, kind)
             target[:] = np.rint(total).astype(dtype).view(np.uint8)
 
-    def _culprit(self, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]) -> Exception:
+    def _culprit(
+        self, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]
+    ) -> Exception:
         """The error that names the tensor and the file behind a result that is not finite."""
         for t, span in enumerate(spans):
             dtype = self.layout[span.name].dtype
@@ -263,11 +273,15 @@ class FilePool:
         return Layout.pack(TensorSpec(name, entry.shape, entry.dtype) for name, entry in entries)
 
     def _check_diagonals(self, first: Layout) -> None:
-        wanted = Layout.pack(TensorSpec(name, first[name].shape, first[name].dtype) for name in self.parameters)
+        wanted = Layout.pack(
+            TensorSpec(name, first[name].shape, first[name].dtype) for name in self.parameters
+        )
         for n in range(self._models, len(self)):
             there = self._expanded(n)
             found = Layout.pack(
-                TensorSpec(name, there[name].shape, there[name].dtype) for name in wanted.names if name in there
+                TensorSpec(name, there[name].shape, there[name].dtype)
+                for name in wanted.names
+                if name in there
             )
             check_layouts([wanted, found], [self.names[0], self.names[n]])
 

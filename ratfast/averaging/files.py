@@ -13,7 +13,7 @@ from ratfast import native
 from ratfast.averaging.combination import Combination, Rows
 from ratfast.averaging.file_pool import FileName, FilePool, threads
 from ratfast.averaging.methods import METHODS, find_method, has_base, plan
-from ratfast.averaging.rules import check_buffers
+from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.streaming import Progress, write_outputs
 from ratfast.checkpoints import is_safetensors, open_checkpoint, read_metadata
 from ratfast.dtypes import BY_NAME
@@ -68,7 +68,9 @@ def average_files(
         OSError: as in `merge_files`.
     """
     options = {} if weights is None else {"weights": weights}
-    job = _Job(paths, (), "weighted", options, buffers, dtype, method or ("weighted" if options else "uniform"))
+    job = _Job(
+        paths, (), "weighted", options, buffers, dtype, method or ("weighted" if options else "uniform")
+    )
     return job.write(output, progress)
 
 
@@ -84,28 +86,28 @@ def merge_files(
 ) -> Written:
     """Combines checkpoints into a safetensors file by a method of `ratfast.averaging.methods`.
 
-    The files are mapped and read piece by piece, in little memory and without torch. Where the native module is missing,
-    torch does the work. The numbers are the same either way, and those of `ratfast.merge`.
+    The files are mapped and read piece by piece, in little memory and without torch. Where the native module is
+    missing, torch does the work. The numbers are the same either way, and those of `ratfast.merge`.
 
     The output's metadata record the method with its options, the policy for buffers, this library's version, and the
-    name and SHA-256 of every input, so that `again` makes the same file once more; what all inputs say about their model
-    is kept.
+    name and SHA-256 of every input, so that `again` makes the same file once more; what all inputs say about their
+    model is kept.
 
     Args:
         paths: the checkpoints; at least one.
-        output: the file to create or replace once all is written. It may be one of the inputs, which are read to the end
-            before the name passes to the new file. Where the method makes several outputs, each gets the point of its
-            path into its name: for "{alpha}" in the name, or else before the suffix.
+        output: the file to create or replace once all is written. It may be one of the inputs, which are read to the
+            end before the name passes to the new file. Where the method makes several outputs, each gets the point
+            of its path into its name: for "{alpha}" in the name, or else before the suffix.
         method: a name of `ratfast.averaging.methods.METHODS`.
         buffers: "keep" the first checkpoint's; "average" them; or "error": keep them, but stop where they differ.
         dtype: the type of floating tensors in the output; by default each keeps the first checkpoint's.
         progress: called with the number of bytes of output done since the last call.
-        options: the method's own; `base` as an index of `paths` or as a file, which then comes first; for "fisher" also
-            `fisher`: the files of the diagonals, in the order of `paths`.
+        options: the method's own; `base` as an index of `paths` or as a file, which then comes first; for "fisher"
+            also `fisher`: the files of the diagonals, in the order of `paths`.
 
     Raises:
-        InputError: a file is malformed, the files or options do not fit together, a result is not finite, or the output
-            cannot be written there.
+        InputError: a file is malformed, the files or options do not fit together, a result is not finite, or the
+            output cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
     method = method.replace("_", "-")
@@ -175,9 +177,13 @@ class _Job:
             raise InputError("there are no checkpoints to average")
         if self.dtype is not None and (self.dtype not in BY_NAME or not BY_NAME[self.dtype].is_floating):
             raise InputError(f"dtype is {self.dtype}, expected float64, float32, float16 or bfloat16")
+        if self.method == "weighted":
+            check_weights(
+                self.options.get("weights"), len(self.paths)
+            )  # before the files, which may be large
         core = native.load_core()
         if core is None:
-            return self._with_torch(output, only)
+            return self._with_torch(output, only, progress)
         pool = FilePool(
             [*self.paths, *self.diagonals],
             core,
@@ -187,7 +193,9 @@ class _Job:
         )
         combination, outputs, notes = self._plan(pool, output, only)
         aliases = {"aliases": pool.aliases} if pool.aliases else {}
-        write_outputs(pool, combination, outputs, lambda k, digests: {**notes(k, digests), **aliases}, progress)
+        write_outputs(
+            pool, combination, outputs, lambda k, digests: {**notes(k, digests), **aliases}, progress
+        )
         return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
 
     def _plan(
@@ -233,20 +241,22 @@ class _Job:
         models = [read_metadata(path).get("model") if is_safetensors(path) else None for path in self.paths]
         return models[0] if all(model == models[0] for model in models) else None
 
-    def _with_torch(self, output: FileName, only: int | None) -> Written:
-        from ratfast.averaging.merging import open_pool, result_dtypes
+    def _with_torch(self, output: FileName, only: int | None, progress: Progress | None) -> Written:
+        from ratfast.averaging.merging import result_dtypes
+        from ratfast.averaging.pool import Pool
         from ratfast.checkpoints.tensors import save
 
-        pool, members = open_pool([*self.paths, *self.diagonals], self.buffers, len(self.diagonals))
+        files = [*self.paths, *self.diagonals]
+        pool = Pool.open(files, "cpu", buffers=self.buffers, diagonals=len(self.diagonals))
         combination, outputs, notes = self._plan(pool, output, only)
-        results = pool.combine(combination, dtypes=result_dtypes(members, self.dtype))
+        results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
         with ThreadPoolExecutor(threads()) as workers:
-            digests = list(
-                workers.map(lambda path: open_checkpoint(path).sha256(), [*self.paths, *self.diagonals])
-            )
+            digests = list(workers.map(lambda path: open_checkpoint(path).sha256(), files))
         for k, (path, tensors) in enumerate(zip(outputs, results, strict=True)):
             save(tensors, path, notes(k, digests))
         nbytes = sum(tensor.nbytes for tensor in results[0].values())
+        if progress is not None:
+            progress(nbytes)
         return self._written(outputs, len(results[0]), nbytes)
 
     def _written(self, outputs: list[str], tensors: int, nbytes: int) -> Written:
@@ -266,7 +276,9 @@ def output_names(output: FileName, points: Sequence[float]) -> list[str]:
     pattern = text if "{alpha}" in text else str(path.with_name(f"{path.stem}-{{alpha}}{path.suffix}"))
     names = [pattern.replace("{alpha}", f"{point:.6g}") for point in points]
     if len(set(names)) < len(names):
-        raise InputError(f"two of the points {', '.join(map(str, points))} are the same, expected different ones")
+        raise InputError(
+            f"two of the points {', '.join(map(str, points))} are the same, expected different ones"
+        )
     return names
 
 
@@ -276,6 +288,8 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     def value(option: Any) -> Any:
         if isinstance(option, Mapping):
             return {str(key): value(item) for key, item in option.items()}
+        if hasattr(option, "tolist"):  # of numpy or torch
+            return option.tolist()
         if isinstance(option, (str, int, float, bool, type(None))):
             return option
         return [value(item) for item in option]

@@ -80,4 +80,6 @@ def not_finite(name: str, label: str | None, dtype: str | None) -> InputError:
     """The error for a result that is not finite: because a model is not, or else because of the result's type."""
     if label is not None:
         return InputError(f"{name!r} of {label} has values that are not finite (NaN or infinity)")
-    return InputError(f"the result for {name!r} is not finite: it does not fit {dtype}, or the method has no value there")
+    return InputError(
+        f"the result for {name!r} is not finite: it does not fit {dtype}, or the method has no value there"
+    )

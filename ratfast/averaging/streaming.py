@@ -1,12 +1,13 @@
-"""Files combined into files, in pieces: computed while the piece before is written and the inputs are hashed. No torch.
+"""Files combined into files, in pieces: computed while the piece before is written and the inputs are hashed. No
+torch.
 
-Memory of the process's own holds a few pieces, whatever the size of the models; what is mapped belongs to the page cache.
+Memory of the process's own holds a few pieces, whatever the size of the models; what is mapped belongs to the page
+cache.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,11 @@ Notes = Callable[[int, list[str]], dict[str, Any]]
 
 
 def write_outputs(
-    pool: FilePool, combination: Combination, outputs: Sequence[str], notes: Notes, progress: Progress | None = None
+    pool: FilePool,
+    combination: Combination,
+    outputs: Sequence[str],
+    notes: Notes,
+    progress: Progress | None = None,
 ) -> None:
     """Writes the outputs of a combination as safetensors files.
 

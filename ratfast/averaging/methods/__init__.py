@@ -1,7 +1,7 @@
 """The methods by name: functions of a pool, without torch, that say how the models are combined.
 
-A method is `function(rows, *, option=default, ...) -> Combination`; its docstring gives the paper and the formula. What
-it may be asked for stands in its signature, so a method is added by writing it and naming it in `METHODS`.
+A method is `function(rows, *, option=default, ...) -> Combination`; its docstring gives the paper and the formula.
+What it may be asked for stands in its signature, so a method is added by writing it and naming it in `METHODS`.
 """
 
 from __future__ import annotations

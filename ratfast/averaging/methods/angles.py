@@ -40,7 +40,9 @@ def slerp(rows: Rows, *, alpha: float | Sequence[float] = 0.5, per_tensor: bool 
     for name, gram in zip(rows.parameters, grams, strict=True):
         angle = math.acos(_cosine(gram[0, 1], gram[0, 0], gram[1, 1]))
         if math.pi - angle < _PARALLEL:
-            raise InputError(f"{name!r} of {rows.names[1]} is opposite to that of {rows.names[0]}: no arc joins them")
+            raise InputError(
+                f"{name!r} of {rows.names[1]} is opposite to that of {rows.names[0]}: no arc joins them"
+            )
         steps[name] = Mix(tuple(_arc(angle, place) for place in places))
     return Combination(steps, tuple((1.0 - place, place) for place in places), tuple(places))
 
@@ -48,8 +50,8 @@ def slerp(rows: Rows, *, alpha: float | Sequence[float] = 0.5, per_tensor: bool 
 def model_stock(rows: Rows, *, base: int = 0, per_tensor: bool = True) -> Combination:
     """Model stock (arXiv 2403.19522): `t mean + (1 - t) x_base` with `t = n cos / (1 + (n - 1) cos)`.
 
-    cos is the mean cosine between the differences to the base of all pairs of the n fine-tunings. A negative cosine, at
-    which the formula's geometry ends, counts as 0; a difference that is 0 has cosine 0 with all others.
+    cos is the mean cosine between the differences to the base of all pairs of the n fine-tunings. A negative cosine,
+    at which the formula's geometry ends, counts as 0; a difference that is 0 has cosine 0 with all others.
 
     Args:
         rows: a base and at least two fine-tunings of it.

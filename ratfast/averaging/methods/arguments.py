@@ -74,7 +74,9 @@ def numbers(name: str, values: Any) -> list[float]:
     return [number(name, values)]
 
 
-def split_base(rows: Rows, base: Any, method: str, fewest: int, most: int | None = None) -> tuple[int, list[int]]:
+def split_base(
+    rows: Rows, base: Any, method: str, fewest: int, most: int | None = None
+) -> tuple[int, list[int]]:
     """The base's index, and those of the other models.
 
     Raises:

@@ -13,7 +13,8 @@ from ratfast.errors import InputError
 def fisher(rows: Rows, *, weights: Iterable[float] | None = None) -> Combination:
     """Fisher-weighted averaging (arXiv 2111.09832): `sum w_n f_n x_n / sum w_n f_n`, element by element.
 
-    f_n is the diagonal of model n's Fisher information. Where the divisor is 0, the element is `sum w_n x_n / sum w_n`.
+    f_n is the diagonal of model n's Fisher information. Where the divisor is 0, the element is `sum w_n x_n / sum
+    w_n`.
 
     Args:
         rows: N models, then N models that hold their Fisher diagonals.
@@ -27,7 +28,9 @@ def fisher(rows: Rows, *, weights: Iterable[float] | None = None) -> Combination
     """
     count = len(rows) // 2
     if len(rows) % 2 or count == 0:
-        raise InputError(f"fisher needs a Fisher diagonal for each model, but there are {len(rows)} of both in all")
+        raise InputError(
+            f"fisher needs a Fisher diagonal for each model, but there are {len(rows)} of both in all"
+        )
     own = positive_total(weights, count, "fisher")
     models = tuple(range(2 * count))
     return _column(rows, "fisher", models, own, spread(len(rows), range(count), own))

@@ -22,8 +22,8 @@ def ties(
     """TIES-merging (arXiv 2306.01708): trim, elect a sign, average what agrees with it.
 
     With `tau_n = x_n - x_base`, all but the `density` largest |tau_n| set to 0, and s the sign of `sum w_n tau_n`:
-    `x_base + scale * sum w_n tau_n / sum w_n`, both sums over the n whose tau_n has the sign s. Where the first sum is 0
-    the base stays. Magnitudes equal to the smallest that is kept are kept too.
+    `x_base + scale * sum w_n tau_n / sum w_n`, both sums over the n whose tau_n has the sign s. Where the first sum
+    is 0 the base stays. Magnitudes equal to the smallest that is kept are kept too.
 
     Args:
         rows: a base and at least one fine-tuning of it.
@@ -40,7 +40,7 @@ def ties(
         InputError: an option is out of range, or there are too few models.
     """
     base, others = split_base(rows, base, "ties", 1)
-    kept = share("density", density)
+    kept, factor = share("density", density), number("scale", scale)
     own = check_weights(weights, len(others))
     sizes = [rows.layout[name].numel for name in rows.parameters]
     counted = sizes if per_tensor else [sum(sizes)]
@@ -50,9 +50,10 @@ def ties(
     else:
         found = [rows.kth_magnitudes(n, base, counts, together=not per_tensor) for n in others]
         thresholds = [
-            tuple(float(values[t if per_tensor else 0]) for values in found) for t in range(len(rows.parameters))
+            tuple(float(values[t if per_tensor else 0]) for values in found)
+            for t in range(len(rows.parameters))
         ]
-    return _steps(rows, base, others, "elect", own, scale, thresholds=thresholds)
+    return _steps(rows, base, others, "elect", own, factor, thresholds=thresholds)
 
 
 def dare_linear(
@@ -100,8 +101,8 @@ def dare_ties(
 ) -> Combination:
     """DARE (arXiv 2311.03099) in place of the trimming of TIES (arXiv 2306.01708).
 
-    Elements are dropped and rescaled as in `dare_linear`; then, as in `ties`, a sign is elected and what agrees with it
-    is averaged.
+    Elements are dropped and rescaled as in `dare_linear`; then, as in `ties`, a sign is elected and what agrees with
+    it is averaged.
 
     Args:
         rows: a base and at least one fine-tuning of it.
