@@ -21,6 +21,21 @@ int outputs_per_pass(int outputs, int sources);
 cudaError_t mix(const std::vector<MixSegment>& segments, int outputs, int sources, const double* weights,
                 cudaStream_t stream);
 
+// The inner products of N models, tensor by tensor.
+struct GramSegment {
+  long long numel;
+  const void* const* sources;  // N
+  const DType* types;          // N
+};
+
+// float64 numbers of device memory that gram works in.
+long long gram_workspace(const std::vector<GramSegment>& segments, int sources);
+
+// result (segments, N, N) and workspace are the device's. Held in float64; the order of the sums depends on
+// the tensors' sizes and N alone.
+cudaError_t gram(const std::vector<GramSegment>& segments, int sources, double* workspace, double* result,
+                 cudaStream_t stream);
+
 // See core/adam.h.
 cudaError_t adam(const std::vector<AdamSegment>& segments, const float* steps, const AdamOptions& options,
                  cudaStream_t stream);

@@ -24,7 +24,7 @@ def kernels(tmp_path_factory) -> ctypes.CDLL:
         pytest.skip("no g++, or no sources here")
     folder = Path(__file__).parent / "cuda_on_host"
     library = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
+    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
     includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
     subprocess.run(["g++", *flags, *includes, folder / "entry.cpp", "-o", library], check=True)
     return ctypes.CDLL(str(library))
@@ -118,6 +118,65 @@ def test_mix_in_place(kernels, num_outputs):
     sources = [[torch.randn(3000), torch.randn(100)] for _ in range(9)]
     assert kernels.passes(num_outputs, 9) == num_outputs
     check_mix(kernels, sources[:num_outputs], sources, np.random.default_rng(0).normal(size=(num_outputs, 9)))
+
+
+def gram(kernels, sources):
+    """sources[n][t]"""
+    tensors, models = len(sources[0]), len(sources)
+    by_tensor = [model[t] for t in range(tensors) for model in sources]
+    numels = (ctypes.c_longlong * tensors)(*[x.numel() for x in sources[0]])
+    result = np.full((tensors, models, models), np.nan)
+    status = kernels.gram(
+        tensors,
+        numels,
+        models,
+        pointers(by_tensor),
+        codes(by_tensor),
+        result.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+    )
+    assert status == 0
+    assert not kernels.saw_misaligned()
+    return result
+
+
+def check_gram(kernels, sources):
+    got = gram(kernels, sources)
+    for t, matrix in enumerate(got):
+        rows = np.stack([model[t].double().numpy() for model in sources])
+        scale = np.abs(rows) @ np.abs(rows).T
+        np.testing.assert_array_less(np.abs(matrix - rows @ rows.T), 1e-12 * scale + 1e-300)
+        np.testing.assert_array_equal(matrix, matrix.T)
+    return got
+
+
+@pytest.mark.parametrize("models", [1, 2, 4, 5, 9, 16, 20, 21, 33, 40])
+def test_gram(kernels, models):
+    sizes = (1, 0, 7, 1025, 4099)
+    check_gram(
+        kernels,
+        [[torch.randn(n).to(DTYPES[(i + t) % 4]) for t, n in enumerate(sizes)] for i in range(models)],
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_does_not_depend_on_alignment(kernels, dtype):
+    rows = [[torch.randn(5000).to(dtype)] for _ in range(3)]
+    skipped = []
+    for (row,) in rows:
+        skipped.append([torch.empty(5001, dtype=dtype)[1:].copy_(row)])
+    np.testing.assert_array_equal(check_gram(kernels, rows), gram(kernels, skipped))
+
+
+def test_gram_of_many_parts_and_tables(kernels):
+    check_gram(kernels, [[torch.randn(8192 * 40 + 5)] for _ in range(3)])
+    check_gram(kernels, [[torch.randn(1 + i % 7) for i in range(300)] for _ in range(8)])
+
+
+def test_gram_of_what_is_not_finite(kernels):
+    rows = torch.randn(3, 100)
+    rows[1, 5] = torch.inf
+    got = gram(kernels, [[row] for row in rows])[0]
+    np.testing.assert_array_equal(np.isfinite(got), [[True, False, True], [False] * 3, [True, False, True]])
 
 
 @pytest.mark.parametrize("param", DTYPES)

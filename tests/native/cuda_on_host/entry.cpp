@@ -2,6 +2,7 @@
 #include "cuda_runtime_api.h"
 // After the stand-in for CUDA:
 #include "adam.cu"
+#include "gram.cu"
 #include "mix.cu"
 
 using namespace ratfast;
@@ -33,6 +34,18 @@ int mix(int tensors, const long long* numels, int outputs, void** output_pointer
     segments.push_back({numels[t], source_pointers + t * sources, source_types.data() + t * sources,
                         output_pointers + t * outputs, output_types.data() + t * outputs});
   return cuda::mix(segments, outputs, sources, weights, nullptr);
+}
+
+// Pointers and types tensor-major; result (tensors, sources, sources).
+int gram(int tensors, const long long* numels, int sources, void** pointers, const unsigned char* codes,
+         double* result) {
+  const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * sources);
+  std::vector<cuda::GramSegment> segments;
+  for (int t = 0; t < tensors; ++t)
+    segments.push_back({numels[t], pointers + t * sources, types.data() + t * sources});
+  // Memory that a sum forgets to write is not to pass for zero.
+  std::vector<double> workspace(cuda::gram_workspace(segments, sources), NAN);
+  return cuda::gram(segments, sources, workspace.data(), result, nullptr);
 }
 
 // Five pointers and three types (parameter, gradient, state) per tensor.
