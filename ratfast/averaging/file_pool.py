@@ -19,12 +19,15 @@ from ratfast.averaging.rules import (
     other_kind,
 )
 from ratfast.checkpoints import Checkpoint, open_checkpoint
+from ratfast.checkpoints.mapped import let_go
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Layout, TensorSpec
 
 FileName = str | os.PathLike[str]
 _BATCH_BYTES = 64 << 20  # of tensors of one model whose Gram matrices are computed in one call
+
+_LEAST_RELEASE = 1 << 16  # bytes from which it pays to give pages back
 
 
 class Span(NamedTuple):
@@ -171,6 +174,14 @@ class FilePool:
                 targets.append(pieces)
             if not self._run(step, combination, group, targets):
                 raise self._culprit(combination, group, targets)
+
+    def let_go(self, spans: Sequence[Span]) -> None:
+        """Takes spans that will not be read again out of this process's memory, where they are mapped."""
+        sources, _ = self._sources([n for n in range(len(self)) if self.files[n].row is not None], spans)
+        for pieces in sources:
+            for piece in pieces:
+                if piece.size >= _LEAST_RELEASE:
+                    let_go(piece)
 
     def _run(
         self, step: Step, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]

@@ -1,8 +1,6 @@
-"""Files combined into files, in pieces: computed while the piece before is written and the inputs are hashed. No
-torch.
+"""Files combined into files, piece by piece: computed while others are written and the inputs are hashed. No torch.
 
-Memory of the process's own holds a few pieces, whatever the size of the models; what is mapped belongs to the page
-cache.
+The process's own memory holds a few pieces, whatever the size of the models; what is mapped belongs to the page cache.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from ratfast.dtypes import BY_NAME
 _PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
 _PIECES = 3  # that exist at a time: one computed, one written, one between
 _OWN_BYTES = 48 << 20  # of all outputs' pieces
+_LARGE = 4 << 30  # bytes of input from which pages are given back behind the place that is read
 
 Progress = Callable[[int], None]
 Notes = Callable[[int, list[str]], dict[str, Any]]
@@ -72,6 +71,7 @@ def _write_rows(
     size = max(8, min(_PIECE_BYTES, _OWN_BYTES // (_PIECES * len(files)) // 8 * 8, pool.layout.nbytes))
     free = deque(np.empty((len(files), size), np.uint8) for _ in range(_PIECES))
     written: deque[tuple[Future[None], np.ndarray]] = deque()
+    large = pool.nbytes() >= _LARGE
     with _workers(1) as writer:
         for spans, nbytes in pieces(pool, size):
             if not free:
@@ -81,6 +81,8 @@ def _write_rows(
             memory = free.popleft()
             outputs = [row[:nbytes] for row in memory]
             pool.compute(combination, spans, outputs)
+            if large:
+                pool.let_go(spans)
             written.append((writer.submit(_write, files, outputs), memory))
             if progress is not None:
                 progress(nbytes)
