@@ -115,6 +115,15 @@ class FilePool:
         """Size of all files' tensors, in bytes."""
         return sum(file.layout.nbytes for file in self.files)
 
+    def strings(self) -> dict[str, str]:
+        """What the headers of all models say alike, besides this library's note."""
+        first = self.files[0].strings
+        return {
+            key: value
+            for key, value in first.items()
+            if all(file.strings.get(key) == value for file in self.files[: self._models])
+        }
+
     def grams(self) -> np.ndarray:
         """(T, N, N) float64: inner products of all pairs of models, for each parameter."""
         parts = [np.zeros((0, len(self), len(self)))]

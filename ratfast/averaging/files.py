@@ -192,10 +192,7 @@ class _Job:
             diagonals=len(self.diagonals),
         )
         combination, outputs, notes = self._plan(pool, output, only)
-        aliases = {"aliases": pool.aliases} if pool.aliases else {}
-        write_outputs(
-            pool, combination, outputs, lambda k, digests: {**notes(k, digests), **aliases}, progress
-        )
+        write_outputs(pool, combination, outputs, notes, progress)
         return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
 
     def _plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -76,6 +77,19 @@ def _fitting(members: list[Member]) -> list[Member]:
             phrases = layout_of(first.tensors).differences(layout_of(member.tensors))
             raise layout_mismatch(member.label, first.label, phrases)
     return members
+
+
+def tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
+    """Groups the names that are the same memory in every model."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in names:
+        tensors = [member.tensors[name] for member in members]
+        if tensors[0].numel() == 0:
+            groups[(name,)].append(name)
+            continue
+        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
+        groups[same].append(name)
+    return list(groups.values())
 
 
 def _restricted(member: Member, names: Set[str], first: Member) -> Member:

@@ -51,15 +51,16 @@ def write_outputs(
         files = [stack.enter_context(atomic_file(path)) for path in outputs]
         hashing = stack.enter_context(_workers(threads()))
         digests = [hashing.submit(file.sha256) for file in pool.files]
+        strings = pool.strings()
         unknown = ["0" * 64] * len(digests)
         for k, file in enumerate(files):
-            file.write(encode_header(pool.layout, notes(k, unknown)))
+            file.write(encode_header(pool.layout, notes(k, unknown), aliases=pool.aliases, strings=strings))
         _write_rows(pool, combination, files, progress)
         known = [digest.result() for digest in digests]
         for k, file in enumerate(files):
             end = file.tell()
             file.seek(0)
-            start = encode_header(pool.layout, notes(k, known))
+            start = encode_header(pool.layout, notes(k, known), aliases=pool.aliases, strings=strings)
             if len(start) + pool.layout.nbytes != end:
                 raise ValueError("the header changed its length with the inputs' SHA-256")
             file.write(start)
