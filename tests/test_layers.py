@@ -94,6 +94,8 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
     "module",
     [
         "ratfast",
+        "ratfast.averaging.files",
+        "ratfast.averaging.methods",
         "ratfast.checkpoints",
         "ratfast.checkpoints.opening",
         "ratfast.checkpoints.conversion",
