@@ -117,11 +117,14 @@ def merge_files(
         if not has_base(method):
             raise InputError(f"the method {method} takes no base")
         paths, options = [options["base"], *paths], {**options, "base": 0}
-    diagonals = find_checkpoints(options.pop("fisher", None) or ())
-    if (method == "fisher") != bool(diagonals) or (diagonals and len(diagonals) != len(paths)):
-        if method != "fisher":
-            raise InputError(f"the method {method} takes no Fisher diagonals")
-        raise InputError(f"fisher needs a file of the Fisher diagonal for each of {len(paths)} checkpoints")
+    fisher = options.pop("fisher", None)
+    if fisher is not None and method != "fisher":
+        raise InputError(f"the method {method} takes no Fisher diagonals")
+    diagonals = find_checkpoints(fisher or ())
+    if method == "fisher" and len(diagonals) != len(paths):
+        raise InputError(
+            f"fisher needs a file of the Fisher diagonal of each of {len(paths)} checkpoints, got {len(diagonals)}"
+        )
     return _Job(paths, diagonals, method, options, buffers, dtype, method).write(output, progress)
 
 
