@@ -18,13 +18,12 @@ from ratfast.averaging.rules import (
     not_finite,
     other_kind,
 )
-from ratfast.checkpoints import Checkpoint, open_checkpoint
+from ratfast.checkpoints import Checkpoint
 from ratfast.checkpoints.mapped import let_go
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Entry, Layout, TensorSpec
 
-FileName = str | os.PathLike[str]
 _BATCH_BYTES = 64 << 20  # of tensors of one model whose Gram matrices are computed in one call
 
 _LEAST_RELEASE = 1 << 16  # bytes from which it pays to give pages back
@@ -48,7 +47,7 @@ class FilePool:
     """N checkpoint files as the rows of a matrix; implements `ratfast.averaging.combination.Rows`.
 
     Args:
-        paths: the files, at least one.
+        files: at least one.
         core: the module of `ratfast.native.load_core`.
         buffers: "keep", "average" or "error".
         dtype: the type of floating tensors in the result; by default each keeps the first file's.
@@ -61,12 +60,12 @@ class FilePool:
         parameters: names of floating tensors that are no buffers.
 
     Raises:
-        InputError: a file is malformed, the files do not fit together, or their buffers differ.
+        InputError: the files do not fit together, or their buffers differ.
     """
 
     def __init__(
         self,
-        paths: Sequence[FileName],
+        files: Sequence[Checkpoint],
         core: ModuleType,
         *,
         buffers: str = "error",
@@ -74,11 +73,11 @@ class FilePool:
         diagonals: int = 0,
     ):
         check_buffers(buffers)
-        self.names = tuple(os.fspath(path) for path in paths)
-        self.files: list[Checkpoint] = [open_checkpoint(path) for path in paths]
+        self.names = tuple(str(file.path) for file in files)
+        self.files = list(files)
         self._core = core
         self._policy = buffers
-        self._models = len(paths) - diagonals
+        self._models = len(files) - diagonals
         self.aliases = {
             name: target
             for name, target in self.files[0].aliases.items()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ratfast import native
 from ratfast.averaging.combination import Combination, Rows
-from ratfast.averaging.file_pool import FileName, FilePool, threads
+from ratfast.averaging.file_pool import FilePool
 from ratfast.averaging.methods import METHODS, find_method, has_base, plan
 from ratfast.averaging.rules import check_buffers, check_weights
-from ratfast.averaging.streaming import Progress, write_outputs
+from ratfast.averaging.streaming import Hashing, Progress, write_outputs
 from ratfast.checkpoints import find_checkpoints, is_safetensors, open_checkpoint, read_metadata
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.version import __version__
+
+FileName = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,8 @@ def again(made: FileName, output: FileName, *, progress: Progress | None = None)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{made} does not record how it was made, so it cannot be made again") from None
     files = list(known)
-    with ThreadPoolExecutor(threads()) as workers:
-        digests = list(workers.map(lambda path: open_checkpoint(path).sha256(), files))
+    with Hashing([open_checkpoint(path) for path in files]) as hashing:
+        digests = hashing.digests()
     changed = [path for path, digest in zip(files, digests, strict=True) if digest != known[path]]
     if changed:
         raise InputError(f"{' and '.join(changed)} changed since {made} was made of it (by its SHA-256)")
@@ -188,17 +189,15 @@ class _Job:
         core = native.load_core()
         if core is None:
             return self._with_torch(output, only, progress)
-        pool = FilePool(
-            [*self.paths, *self.diagonals],
-            core,
-            buffers=self.buffers,
-            dtype=self.dtype,
-            diagonals=len(self.diagonals),
-        )
-        own = pool.files[: len(self.paths)]
-        models = [file.metadata.get("model") if is_safetensors(file.path) else None for file in own]
-        combination, outputs, notes = self._plan(pool, output, only, models)
-        write_outputs(pool, combination, outputs, notes, progress)
+        files = [open_checkpoint(path) for path in (*self.paths, *self.diagonals)]
+        with Hashing(files) as hashing:
+            pool = FilePool(
+                files, core, buffers=self.buffers, dtype=self.dtype, diagonals=len(self.diagonals)
+            )
+            own = files[: len(self.paths)]
+            models = [file.metadata.get("model") if is_safetensors(file.path) else None for file in own]
+            combination, outputs, notes = self._plan(pool, output, only, models)
+            write_outputs(pool, combination, outputs, notes, hashing, progress)
         return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
 
     def _plan(
@@ -256,8 +255,8 @@ class _Job:
         models = [read_metadata(path).get("model") for path in self.paths]
         combination, outputs, notes = self._plan(pool, output, only, models)
         results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
-        with ThreadPoolExecutor(threads()) as workers:
-            digests = list(workers.map(lambda path: open_checkpoint(path).sha256(), files))
+        with Hashing([open_checkpoint(path) for path in files]) as hashing:
+            digests = hashing.digests()
         for k, (path, tensors) in enumerate(zip(outputs, results, strict=True)):
             save(tensors, path, notes(k, digests))
         nbytes = sum(tensor.nbytes for tensor in results[0].values())

@@ -6,6 +6,7 @@ The process's own memory holds a few pieces, whatever the size of the models; wh
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 
 from ratfast.averaging.combination import Combination
 from ratfast.averaging.file_pool import FilePool, Span, threads
-from ratfast.checkpoints import atomic_file, encode_header
+from ratfast.checkpoints import Checkpoint, atomic_file, encode_header
 from ratfast.dtypes import BY_NAME
 
 _PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
@@ -27,11 +28,36 @@ Progress = Callable[[int], None]
 Notes = Callable[[int, list[str]], dict[str, Any]]
 
 
+class Hashing:
+    """The SHA-256 of files, computed on threads while other things are done; given up if its block ends early.
+
+    Args:
+        files: the checkpoints.
+    """
+
+    def __init__(self, files: Sequence[Checkpoint]):
+        self._stop = threading.Event()
+        self._workers = ThreadPoolExecutor(threads())
+        self._digests = [self._workers.submit(file.sha256, self._stop.is_set) for file in files]
+
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._workers.shutdown(cancel_futures=True)
+
+    def digests(self) -> list[str]:
+        """All of them, in hexadecimal, once they are there."""
+        return [digest.result() for digest in self._digests]
+
+
 def write_outputs(
     pool: FilePool,
     combination: Combination,
     outputs: Sequence[str],
     notes: Notes,
+    hashing: Hashing,
     progress: Progress | None = None,
 ) -> None:
     """Writes the outputs of a combination as safetensors files.
@@ -41,6 +67,7 @@ def write_outputs(
         combination: of K outputs.
         outputs: K files to create or replace; they may be inputs, which are read to the end before.
         notes: the metadata of output k, given the inputs' SHA-256.
+        hashing: of the inputs.
         progress: called with the number of bytes of output done since the last call.
 
     Raises:
@@ -49,14 +76,12 @@ def write_outputs(
     """
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(atomic_file(path)) for path in outputs]
-        hashing = stack.enter_context(_workers(threads()))
-        digests = [hashing.submit(file.sha256) for file in pool.files]
         strings = pool.strings()
-        unknown = ["0" * 64] * len(digests)
+        unknown = ["0" * 64] * len(pool)
         for k, file in enumerate(files):
             file.write(encode_header(pool.layout, notes(k, unknown), aliases=pool.aliases, strings=strings))
         _write_rows(pool, combination, files, progress)
-        known = [digest.result() for digest in digests]
+        known = hashing.digests()
         for k, file in enumerate(files):
             end = file.tell()
             file.seek(0)
@@ -73,7 +98,7 @@ def _write_rows(
     free = deque(np.empty((len(files), size), np.uint8) for _ in range(_PIECES))
     written: deque[tuple[Future[None], np.ndarray]] = deque()
     large = pool.nbytes() >= _LARGE
-    with _workers(1) as writer:
+    with ThreadPoolExecutor(1) as writer:
         for spans, nbytes in pieces(pool, size):
             if not free:
                 done, memory = written.popleft()
@@ -113,15 +138,3 @@ def pieces(pool: FilePool, size: int) -> Iterator[tuple[list[Span], int]]:
 def _write(files: Sequence[BinaryIO], pieces: Sequence[np.ndarray]) -> None:
     for file, piece in zip(files, pieces, strict=True):
         file.write(piece)
-
-
-@contextlib.contextmanager
-def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose work is given up, as far as it has not begun, when the block ends with an error."""
-    executor = ThreadPoolExecutor(count)
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=True, cancel_futures=True)
-        raise
-    executor.shutdown()

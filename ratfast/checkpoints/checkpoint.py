@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,18 @@ class Checkpoint:
         tensor = self._tensor(name)
         return tensor.memory if tensor.is_dense else tensor.in_c_order()
 
-    def sha256(self) -> str:
+    def sha256(self, stop: Callable[[], bool] | None = None) -> str:
         """SHA-256 in hexadecimal: of the file; of a checkpoint in shards that of the index file's bytes followed by
         the hexadecimal digest of each further file, in the order of `files`.
+
+        Args:
+            stop: asked now and then whether to give up, by InterruptedError.
         """
         if len(self.files) == 1:
-            return sha256(self.path)
+            return sha256(self.path, stop)
         digest = hashlib.sha256(self.path.read_bytes())
         for file in self.files[1:]:
-            digest.update(sha256(file).encode())
+            digest.update(sha256(file, stop).encode())
         return digest.hexdigest()
 
     def _tensor(self, name: str) -> StoredTensor:

@@ -157,8 +157,17 @@ def decode_metadata(header: Header) -> dict[str, Any]:
     return note
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+def sha256(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+        stop: asked now and then whether to give up.
+
+    Raises:
+        InputError: the file cannot be opened.
+        InterruptedError: `stop` said so.
+    """
     digest = hashlib.sha256()
     with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -167,6 +176,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
         # Mapped, which spares a copy of what the page cache holds; and given back behind the place that is read.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as view:
             for start in range(0, len(memory), _HASH_BYTES):
+                if stop is not None and stop():
+                    raise InterruptedError(f"hashing {path} was given up")
                 with view[start : start + _HASH_BYTES] as piece:
                     digest.update(piece)
                     memory.madvise(mmap.MADV_DONTNEED, start, len(piece))
