@@ -31,7 +31,7 @@ struct AdamSegment {
 };
 
 struct MixWeights {
-  const double* values;  // (outputs, sources), row-major
+  const double* values;  // (sources, outputs), row-major: read side by side
   int outputs;
   int sources;
   double* scratch;  // kLongestStep elements per source

@@ -32,7 +32,7 @@ constexpr int kGramBlock = 128;
 constexpr int kCombineBlock = 256;
 
 // Rows and columns of the matrix whose sums are held in registers.
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 3;
 constexpr int kTileColumns = 3;
 static_assert(kGramModels % kTileRows == 0 && kGramModels % kTileColumns == 0);
 static_assert(kGramLanes % DoubleOps::width == 0 && kGramBlock % kGramLanes == 0);
@@ -123,17 +123,32 @@ struct CombineBlock {
   alignas(64) double negative_weight[kCombineBlock];
 };
 
-RATFAST_INLINE CombineState state_at(const CombineBlock& block, int i) {
-  return {block.total[i], block.positive[i], block.negative[i], block.positive_weight[i],
-          block.negative_weight[i]};
+// Only the fields that a kind uses are kept: see combine_add.
+constexpr bool uses_positive(CombineKind kind) {
+  return kind == CombineKind::geometric || kind == CombineKind::elect;
+}
+constexpr bool uses_weights(CombineKind kind) {
+  return kind == CombineKind::fisher || kind == CombineKind::elect;
 }
 
+template <CombineKind kind>
+RATFAST_INLINE CombineState state_at(const CombineBlock& block, int i) {
+  CombineState state = combine_begin(kind);
+  state.total = block.total[i];
+  if (uses_positive(kind)) state.positive = block.positive[i];
+  if (uses_weights(kind)) state.negative = block.negative[i];
+  if (uses_weights(kind)) state.positive_weight = block.positive_weight[i];
+  if (uses_weights(kind) || uses_positive(kind)) state.negative_weight = block.negative_weight[i];
+  return state;
+}
+
+template <CombineKind kind>
 RATFAST_INLINE void set_state(CombineBlock& block, int i, const CombineState& state) {
   block.total[i] = state.total;
-  block.positive[i] = state.positive;
-  block.negative[i] = state.negative;
-  block.positive_weight[i] = state.positive_weight;
-  block.negative_weight[i] = state.negative_weight;
+  if (uses_positive(kind)) block.positive[i] = state.positive;
+  if (uses_weights(kind)) block.negative[i] = state.negative;
+  if (uses_weights(kind)) block.positive_weight[i] = state.positive_weight;
+  if (uses_weights(kind) || uses_positive(kind)) block.negative_weight[i] = state.negative_weight;
 }
 
 // The draws of elements [place, place + count) of a tensor; returns where they begin in `words`, which has
@@ -164,7 +179,7 @@ bool combine_kind(const CombineSegment& segment, std::int64_t begin, std::int64_
     const int count = end - index < kCombineBlock ? static_cast<int>(end - index) : kCombineBlock;
     if (of_differences(kind) && segment.base != nullptr)
       widen(segment.base_type, segment.base, index, count, extra);
-    for (int i = 0; i < kCombineBlock; ++i) set_state(block, i, combine_begin(kind));
+    for (int i = 0; i < kCombineBlock; ++i) set_state<kind>(block, i, combine_begin(kind));
     for (int n = 0; n < options.models; ++n) {
       const double weight = options.weights[n];
       widen(segment.source_types[n], segment.sources[n], index, count, values);
@@ -174,20 +189,27 @@ bool combine_kind(const CombineSegment& segment, std::int64_t begin, std::int64_
       if (of_differences(kind)) {
         const float threshold = segment.thresholds == nullptr ? 0.0f : segment.thresholds[n];
         const double density = options.densities == nullptr ? 1.0 : options.densities[n];
-        const std::uint32_t* drawn = words;
-        if (density < 1) drawn = draw(options, n, segment.key, segment.first + index, count, words);
-        for (int i = 0; i < count; ++i)
-          values[i] = combine_drop<ExactOps>(values[i] - extra[i], threshold, density, drawn[i] * 0x1p-32);
+        // Apart, so that each loop is free of what it does not need.
+        if (density < 1) {
+          const std::uint32_t* drawn = draw(options, n, segment.key, segment.first + index, count, words);
+          for (int i = 0; i < count; ++i)
+            values[i] = combine_drop<ExactOps>(values[i] - extra[i], threshold, density, drawn[i] * 0x1p-32);
+        } else if (segment.thresholds != nullptr) {
+          for (int i = 0; i < count; ++i)
+            values[i] = combine_drop<ExactOps>(values[i] - extra[i], threshold, 1.0, 0.0);
+        } else {
+          for (int i = 0; i < count; ++i) values[i] = values[i] - extra[i];
+        }
       }
       for (int i = 0; i < count; ++i) {
-        CombineState state = state_at(block, i);
+        CombineState state = state_at<kind>(block, i);
         combine_add<ExactOps>(kind, state, values[i], extra[i], weight);
-        set_state(block, i, state);
+        set_state<kind>(block, i, state);
       }
     }
     for (int i = 0; i < count; ++i)
-      values[i] =
-          combine_finish<ExactOps>(kind, state_at(block, i), extra[i], options.scale, options.normalize);
+      values[i] = combine_finish<ExactOps>(kind, state_at<kind>(block, i), extra[i], options.scale,
+                                           options.normalize);
     for (int i = count; i < kCombineBlock; ++i) values[i] = 0;
     const int size = item_size(segment.output_type);
     char* target = static_cast<char*>(segment.output) + index * size;

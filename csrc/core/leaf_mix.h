@@ -120,16 +120,16 @@ RATFAST_INLINE void mix_many(const MixSegment& segment, std::int64_t index, std:
         });
   }
   const auto run = [&](int k, auto outputs) __attribute__((always_inline)) {
-    const double* rows = weights.values + static_cast<std::ptrdiff_t>(k) * weights.sources;
     for (int u = 0; u < kPairs; ++u) {
       Vector sums[outputs.value][2];
       for (int j = 0; j < outputs.value; ++j) sums[j][0] = sums[j][1] = DoubleOps::all(0);
       const double* values = weights.scratch + u * kPair;
-      for (int n = 0; n < weights.sources; ++n, values += kStep) {
+      const double* row = weights.values + k;
+      for (int n = 0; n < weights.sources; ++n, values += kStep, row += weights.outputs) {
         const Vector a = DoubleOps::load(DType::f64, at(values));
         const Vector b = DoubleOps::load(DType::f64, at(values + width));
         for (int j = 0; j < outputs.value; ++j) {
-          const Vector weight = DoubleOps::all(rows[j * weights.sources + n]);
+          const Vector weight = DoubleOps::all(row[j]);
           sums[j][0] = DoubleOps::add(sums[j][0], DoubleOps::mul(a, weight));
           sums[j][1] = DoubleOps::add(sums[j][1], DoubleOps::mul(b, weight));
         }

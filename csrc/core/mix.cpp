@@ -32,6 +32,10 @@ bool mix(const std::vector<MixSegment>& segments, int outputs, int sources, cons
   std::vector<char> stream;
   for (const auto& segment : segments)
     stream.push_back(output_bytes >= kStreamFrom && !in_place(segment, outputs, sources));
+  std::vector<double> transposed;
+  for (int n = 0; n < sources; ++n)
+    for (int k = 0; k < outputs; ++k)
+      transposed.push_back(weights[static_cast<std::size_t>(k) * sources + n]);
   const Leaf& loops = leaf();
   std::atomic<bool> finite{true};
 
@@ -40,7 +44,7 @@ bool mix(const std::vector<MixSegment>& segments, int outputs, int sources, cons
                  std::vector<double> scratch(static_cast<std::size_t>(sources) * kLongestStep);
                  elements.visit(from, until, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
                    if (!loops.mix(segments[t], begin, end,
-                                  {weights, outputs, sources, scratch.data(), stream[t] != 0}))
+                                  {transposed.data(), outputs, sources, scratch.data(), stream[t] != 0}))
                      finite.store(false, std::memory_order_relaxed);
                  });
                });
