@@ -120,6 +120,8 @@ RATFAST_INLINE void mix_many(const MixSegment& segment, std::int64_t index, std:
         });
   }
   const auto run = [&](int k, auto outputs) __attribute__((always_inline)) {
+    // Whole lines of an output are written at a time: halves, taking turns, would reach the memory as halves.
+    alignas(64) double staged[outputs.value * kStep];
     for (int u = 0; u < kPairs; ++u) {
       Vector sums[outputs.value][2];
       for (int j = 0; j < outputs.value; ++j) sums[j][0] = sums[j][1] = DoubleOps::all(0);
@@ -135,7 +137,15 @@ RATFAST_INLINE void mix_many(const MixSegment& segment, std::int64_t index, std:
         }
       }
       for (int j = 0; j < outputs.value; ++j)
-        store_sums<whole, stream>(segment, k + j, index, u, count, sums[j][0], sums[j][1], flags);
+        DoubleOps::store_pair<false>(DType::f64, reinterpret_cast<char*>(staged + j * kStep + u * kPair),
+                                     sums[j][0], sums[j][1]);
+    }
+    for (int j = 0; j < outputs.value; ++j) {
+      for (int u = 0; u < kPairs; ++u) {
+        const double* values = staged + j * kStep + u * kPair;
+        store_sums<whole, stream>(segment, k + j, index, u, count, DoubleOps::load(DType::f64, at(values)),
+                                  DoubleOps::load(DType::f64, at(values + width)), flags);
+      }
     }
     return k + outputs.value;
   };
