@@ -130,6 +130,7 @@ def make_table() -> dict[str, Global]:
         "torch._utils._rebuild_parameter": _rebuild_parameter,
         "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
         "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+        "torch.serialization._get_layout": _layout,
         "torch.Tensor": None,
         "torch.nn.parameter.Parameter": None,
         "numpy.dtype": _dtype,
@@ -201,7 +202,7 @@ _DTYPES = (
 )
 _QUANTISATIONS = (
     *("per_tensor_affine", "per_channel_affine", "per_tensor_symmetric", "per_channel_symmetric"),
-    *("per_channel_affine_float_qparams", "strided", "sparse_coo", "sparse_csr"),
+    "per_channel_affine_float_qparams",
 )
 _OTHER_TENSORS = {
     "_rebuild_qtensor": "quantised",
@@ -339,6 +340,13 @@ def _rebuild_from_type(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(kind, Global) or kind.name not in names:
         raise PickleError("a tensor in it is damaged")
     return function.build(machine, inner)
+
+
+def _layout(machine: Machine, arguments: tuple[Any, ...]) -> str:
+    (name,) = _exactly(arguments, 1, "a memory layout")
+    if type(name) is not str:
+        raise PickleError("a memory layout in it is none")
+    return name
 
 
 def _unsupported(kind: str) -> Callable[[Machine, tuple[Any, ...]], Unsupported]:

@@ -316,7 +316,6 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "NONE": lambda machine, _: machine._push(None),
     "NEWTRUE": lambda machine, _: machine._push(True),
     "NEWFALSE": lambda machine, _: machine._push(False),
-    "STRING": Machine._text,
     "BINSTRING": Machine._text,
     "SHORT_BINSTRING": Machine._text,
     "EMPTY_LIST": lambda machine, _: machine._push([]),
@@ -357,11 +356,23 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     Machine._push,
 )
 
+
+def _read_names(file: MemoryFile) -> str:
+    """The argument of GLOBAL, two lines; the table's own reader would undo escapes, which no name has."""
+    lines = file.readline(), file.readline()
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("a name without an end")
+    return " ".join(line[:-1].decode() for line in lines)
+
+
+def _reader(opcode: pickletools.OpcodeInfo) -> Callable[[MemoryFile], Any] | None:
+    if opcode.name == "GLOBAL":
+        return _read_names
+    return opcode.arg.reader if opcode.arg is not None else None
+
+
 _OPERATIONS = {
-    opcode.code.encode("latin-1"): (
-        opcode.arg.reader if opcode.arg is not None else None,
-        _ACTIONS[opcode.name],
-    )
+    opcode.code.encode("latin-1"): (_reader(opcode), _ACTIONS[opcode.name])
     for opcode in pickletools.opcodes
     if opcode.name in _ACTIONS
 }
