@@ -413,6 +413,22 @@ def test_archives(tmp_path):
         opened(lambda members: members, zipfile.ZIP_DEFLATED)
 
 
+def test_a_large_archive(tmp_path):
+    """The form that members from 4 GB on have, with a further field before their data."""
+    torch.save(STATE, tmp_path / "s.pt")
+    with zipfile.ZipFile(tmp_path / "s.pt") as source, zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        for name in source.namelist():
+            with file.open(name, "w", force_zip64=True) as member:
+                member.write(source.read(name))
+    assert_same(checkpoints.load(tmp_path / "a.pt"))
+
+
+def test_safetensors_of_another_name(tmp_path):
+    checkpoints.save(STATE, tmp_path / "a.bin", {"model": {}})
+    assert checkpoints.load(tmp_path / "a.bin").keys() == STATE.keys()
+    assert checkpoints.read_metadata(tmp_path / "a.bin") == {"model": {}}
+
+
 def test_big_endian_old_format(tmp_path):
     torch.save(STATE, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     whole = (tmp_path / "a.pt").read_bytes()
