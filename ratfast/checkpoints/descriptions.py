@@ -15,6 +15,7 @@ from ratfast.checkpoints.pickle_machine import Buildable, Global, Machine, Pickl
 
 _LARGEST = 2**62
 _MAX_DIMENSIONS = 64  # numpy's limit
+_ITEM_BYTES = 64  # of an item in a dict, about
 _NUMPY_CODES = re.compile(r"[<>]?(b1|[iu][1248]|f[248]|U[0-9]{1,3})")
 
 
@@ -71,7 +72,7 @@ class Namespace(Buildable):
         """Takes up the attributes, a dict."""
         if type(state) is not dict:
             raise PickleError("a Namespace in it has attributes that are no dict")
-        machine.charge(len(state))
+        machine.charge(_ITEM_BYTES * len(state))
         self.attributes.update(state)
 
 
@@ -222,11 +223,11 @@ def _ordered_dict(machine: Machine, arguments: tuple[Any, ...]) -> dict[Any, Any
         return result
     (items,) = _exactly(arguments, 1, "a dict")
     if type(items) is dict:
-        machine.charge(len(items))
+        machine.charge(_ITEM_BYTES * len(items))
         return dict(items)
     if type(items) is not list:
         raise PickleError("a dict in it is made of something else than pairs")
-    machine.charge(len(items))
+    machine.charge(_ITEM_BYTES * len(items))
     for pair in items:
         if type(pair) not in (list, tuple) or len(pair) != 2:
             raise PickleError("a dict in it is made of something else than pairs")
@@ -265,7 +266,7 @@ def _members(machine: Machine, arguments: tuple[Any, ...]) -> list[Any]:
     (items,) = _exactly(arguments, 1, "a set")
     if type(items) not in (list, tuple):
         raise PickleError("a set in it is made of something else than a list")
-    machine.charge(len(items))
+    machine.charge(_ITEM_BYTES // 2 * len(items))
     return [hashable(item) for item in items]
 
 

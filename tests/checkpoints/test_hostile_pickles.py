@@ -115,6 +115,11 @@ def test_names_are_only_looked_up(refusal, name):
         assert "nothing in it run" in reason and name in reason
 
 
+def test_names_are_shown_harmlessly(refusal):
+    reason = refusal(b"\x80\x04" + text("os\x1b[2J\n") + text("system") + b"\x93.")
+    assert reason.isprintable() and "os\\x1b[2J\\n.system" in reason
+
+
 def test_nothing_runs_by_any_way(refusal, tmp_path):
     """What an ordinary unpickler would run: __reduce__, __setstate__, inst, obj, extensions, persistent ids."""
     trace = tmp_path / "trace"
@@ -158,6 +163,9 @@ def test_nothing_runs_by_any_way(refusal, tmp_path):
         (b"}]Ns.", "a list as a key"),
         (b"}}Ns.", "a dict as a key"),
         (b"](Ne" + b"N\x85" * 2 + b"Ns.", "no dict"),
+        (b"}" + b"(NNNNNt" + b"Ns.", "a tuple as a key"),
+        (b"}" + b"\x8a\x05\x00\x00\x00\x00\x01\x85" + b"Ns.", "a tuple as a key"),
+        (b"}" + b"\x8a\x09" + b"\xff" * 8 + b"\x00" + b"Ns.", "a int as a key"),
         (b"h\x05.", "recalls value 5"),
         (b"\x80\x02Nr\xff\xff\xff\xff.", "no state dict"),
         (b"Np99999999999999999999999\n.", "under a number that none has"),
@@ -235,6 +243,11 @@ def test_a_tensor_by_hand(tmp_path):
         pytest.param(b"]q\x01h\x01a", id="itself"),
         pytest.param(
             b"](" + b"N" * 20_000 + b"eq\x010](" + b"cbuiltins\nset\nh\x01\x85R" * 20_000 + b"e", id="sets"
+        ),
+        pytest.param(
+            b"}q\x01(" + b"".join(b"M" + struct.pack("<H", n) + b"N" for n in range(50_000)) + b"u0]("
+            b"ccollections\nOrderedDict\nq\x020" + b"h\x02h\x01\x85R" * 50_000 + b"e",
+            id="dicts",
         ),
         pytest.param(
             b"X\x00\x00\x08\x00" + b"a" * 0x80000 + b"q\x010]("
