@@ -235,6 +235,29 @@ def test_a_tensor_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("start", "size", "expected"), [(1, 2, [2.0, 3.0]), (0, 4, [1.0, 2.0]), (3, 2, None), (1, 1, None)]
+)
+def test_views_of_storages_in_the_old_format(tmp_path, start, size, expected):
+    """As torch wrote them before 0.4: the elements from `start` of a storage that is saved once."""
+    view = b"(" + text("v") + bytes([75, start, 75, size]) + b"t"
+    identity = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("k") + text("cpu") + b"K\x04" + view + b"tQ"
+    )
+    tensor = b"ctorch._utils\n_rebuild_tensor\n(" + identity + b"K\x00K\x02\x85K\x01\x85tR"
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    data = struct.pack("<q4f", 4, 1, 2, 3, 4)
+    path = tmp_path / "a.pt"
+    path.write_bytes(
+        b"".join(head) + b"\x80\x02}" + text("a") + tensor + b"s." + pickle.dumps(["k"], 2) + data
+    )
+    found = opened(path)
+    if expected is None:
+        assert "beyond its storage" in found or "shorter than" in found
+    else:
+        assert np.frombuffer(found.bytes_of("a").tobytes(), np.float32).tolist() == expected
+
+
+@pytest.mark.parametrize(
     "value",
     [
         pytest.param(b"]q\x01" + b"](h\x01h\x01eq\x01" * 60, id="laughs"),  # 2^60 leaves
