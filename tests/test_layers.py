@@ -95,7 +95,10 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
     [
         "ratfast",
         "ratfast.checkpoints",
+        "ratfast.checkpoints.opening",
+        "ratfast.checkpoints.conversion",
         "ratfast.cli.average",
+        "ratfast.cli.convert",
         "ratfast.cli.evaluate",
         "ratfast.cli.info",
         "ratfast.cli.main",
