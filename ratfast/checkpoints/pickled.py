@@ -57,19 +57,27 @@ def load_pickled(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[
     Raises:
         InputError: the file cannot be opened, would run code, is damaged, or holds no state dict.
     """
+    return _state_dict(path, read_content(path, mapped=mapped))
+
+
+def read_content(path: str | os.PathLike[str], *, mapped: bool = True) -> Any:
+    """Everything that a file of `torch.save` holds: tensors, on the CPU, and plain values.
+
+    Raises:
+        InputError: the file cannot be opened, would run code, or is damaged.
+    """
     with open_input(path) as file:
         mapped = mapped and file.read(4) == b"PK\x03\x04"
     try:
         with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about types of storage that torch itself deprecated
-            content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(path, error)) from None
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes torch.load raise almost anything
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}") from None
-    return _state_dict(path, content)
 
 
 def _state_dict(path: str | os.PathLike[str], content: Any) -> dict[str, Tensor]:

@@ -1,0 +1,115 @@
+"""Which checkpoints of a list go into an average, as weights over the list. No torch.
+
+By stored scores (`top_k_weights`), or all runs of all trials (`dagger_list`). The rules along one training run are
+in `ratfast.averaging.trajectory`; the greedy choice, which evaluates models, in `ratfast.averaging.soup`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ratfast.checkpoints import is_safetensors, read_metadata
+from ratfast.errors import InputError
+
+T = TypeVar("T")
+
+SCORES = ("val", "run.val", "metric")
+"""Where a checkpoint's stored score is looked for: ratfast notes `val`, of a run's checkpoint within `run`; timm's
+`.pth.tar` files have `metric`. A dot goes into a nested value."""
+
+
+def rank(scores: Sequence[Any], count: int) -> list[int]:
+    """Indices from the highest score to the lowest; equal scores keep their order, what is no number comes last.
+
+    Raises:
+        InputError: there is not one number for each of `count` models.
+    """
+    try:
+        numbers = [float(score) for score in scores]
+    except (TypeError, ValueError):
+        raise InputError(f"the scores are {scores!r}, expected {count} numbers") from None
+    if len(numbers) != count:
+        raise InputError(f"{len(numbers)} scores were given for {count} models, expected one for each")
+    return sorted(
+        range(count),
+        key=lambda index: -math.inf if math.isnan(numbers[index]) else numbers[index],
+        reverse=True,
+    )
+
+
+def top_k_weights(scores: Sequence[float], k: int) -> list[float]:
+    """The mean of the k models with the highest scores: `w_n = 1 / k` for those, else 0.
+
+    Args:
+        scores: one number for each model, larger is better; of equal ones the earlier model is taken.
+        k: how many to take.
+
+    Raises:
+        InputError: `k` is not from 1 to the number of models, or one of the k best scores is not a number.
+    """
+    if not 1 <= k <= len(scores):
+        raise InputError(f"the best {k} models were asked for, expected a number from 1 to {len(scores)}")
+    chosen = rank(scores, len(scores))[:k]
+    for index in chosen:
+        if not math.isfinite(scores[index]):
+            raise InputError(f"the score of model {index + 1} is {scores[index]}, expected a finite number")
+    return [1.0 / k if index in set(chosen) else 0.0 for index in range(len(scores))]
+
+
+def dagger_list(trials: Iterable[Iterable[T]]) -> list[T]:
+    """The runs of all trials in one list, whose uniform average is "dagger" in arXiv 2212.10445.
+
+    Raises:
+        InputError: there are no runs, or one file stands twice, which would count it double.
+    """
+    runs = [run for trial in trials for run in trial]
+    if not runs:
+        raise InputError("there are no runs in any trial, so there is nothing to average")
+    seen: set[str] = set()
+    for run in runs:
+        if isinstance(run, (str, os.PathLike)):
+            place = os.path.realpath(run)
+            if place in seen:
+                raise InputError(f"{os.fspath(run)} stands twice among the trials, expected every run once")
+            seen.add(place)
+    return runs
+
+
+def stored_scores(paths: Sequence[str | os.PathLike[str]], key: str | None = None) -> list[float]:
+    """The validation score that each checkpoint file says it has.
+
+    Args:
+        paths: the files.
+        key: where in the file's metadata the number stands, such as "run.val"; by default the first of `SCORES`
+            that is there.
+
+    Raises:
+        InputError: a file has no such number; names the file and what was looked for.
+    """
+    return [_stored_score(os.fspath(path), (key,) if key else SCORES) for path in paths]
+
+
+def _stored_score(path: str, keys: Sequence[str]) -> float:
+    metadata = _metadata(path)
+    for key in keys:
+        value: Any = metadata
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    wanted = " or ".join(map(repr, keys))
+    raise InputError(
+        f"{path} has no stored score (a finite number under {wanted} in its metadata); give scores"
+    )
+
+
+def _metadata(path: str) -> Mapping[str, Any]:
+    if is_safetensors(path):
+        return read_metadata(path)
+    from ratfast.checkpoints.pickled import read_content  # only here: that format needs torch
+
+    content = read_content(path)
+    return content if isinstance(content, Mapping) else {}
