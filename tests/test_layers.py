@@ -25,7 +25,7 @@ LAYERS = [
         "ratfast.averaging",
         "ratfast.swa",
     },
-    {"ratfast.optim"},
+    {"ratfast.analysis", "ratfast.optim"},
     {"ratfast.train"},
     {"ratfast.cli"},
 ]
@@ -94,7 +94,11 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
     "module",
     [
         "ratfast",
+        "ratfast.analysis.distances",
+        "ratfast.averaging.selection",
+        "ratfast.averaging.trajectory",
         "ratfast.checkpoints",
+        "ratfast.cli.analyze",
         "ratfast.cli.average",
         "ratfast.cli.evaluate",
         "ratfast.cli.info",

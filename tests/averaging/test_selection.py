@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -58,9 +56,3 @@ def test_dagger_counts_every_run_once(tmp_path):
     os.symlink(tmp_path / "a", tmp_path / "b")
     with pytest.raises(InputError, match="stands twice"):
         dagger_list([[tmp_path / "a"], [tmp_path / "b"]])
-
-
-@pytest.mark.parametrize("module", ["selection", "trajectory"])
-def test_needs_no_torch(module):
-    code = f"import ratfast.averaging.{module}, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
