@@ -23,6 +23,7 @@ LAYERS = [
         "ratfast.gradients",
         "ratfast.arena",
         "ratfast.averaging",
+        "ratfast.ema",
         "ratfast.swa",
     },
     {"ratfast.analysis", "ratfast.optim"},
