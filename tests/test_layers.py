@@ -96,6 +96,7 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
     [
         "ratfast",
         "ratfast.analysis.distances",
+        "ratfast.averaging.mergekit",
         "ratfast.averaging.selection",
         "ratfast.averaging.trajectory",
         "ratfast.checkpoints",

@@ -2,19 +2,23 @@
 
 By stored scores (`top_k_weights`), or all runs of all trials (`dagger_list`). The rules along one training run are
 in `ratfast.averaging.trajectory`; the greedy choice, which evaluates models, in `ratfast.averaging.soup`.
+`SELECTIONS` has the rules by name, for lists of files: `average_files(paths, output, method=name,
+weights=selection_weights(name, paths, options))`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ratfast.averaging import trajectory
 from ratfast.checkpoints import is_safetensors, read_metadata
 from ratfast.errors import InputError
 
 T = TypeVar("T")
+Paths = Sequence[str | os.PathLike[str]]
 
 SCORES = ("val", "run.val", "metric")
 """Where a checkpoint's stored score is looked for: ratfast notes `val`, of a run's checkpoint within `run`; timm's
@@ -78,7 +82,7 @@ def dagger_list(trials: Iterable[Iterable[T]]) -> list[T]:
     return runs
 
 
-def stored_scores(paths: Sequence[str | os.PathLike[str]], key: str | None = None) -> list[float]:
+def stored_scores(paths: Paths, key: str | None = None) -> list[float]:
     """The validation score that each checkpoint file says it has.
 
     Args:
@@ -113,3 +117,85 @@ def _metadata(path: str) -> Mapping[str, Any]:
 
     content = read_content(path)
     return content if isinstance(content, Mapping) else {}
+
+
+def _top_k(
+    paths: Paths, *, k: int = 1, scores: Sequence[float] | None = None, score_key: str | None = None
+) -> list[float]:
+    given = stored_scores(paths, score_key) if scores is None else _one_for_each("scores", scores, paths)
+    return top_k_weights(given, k)
+
+
+def _ema(paths: Paths, *, decay: float = 0.999, warmup: bool = False) -> list[float]:
+    return trajectory.ema_weights(len(paths), decay, warmup=warmup)
+
+
+def _swa(paths: Paths, *, steps: Sequence[int] | None = None, start: int = 0, every: int = 1) -> list[float]:
+    return trajectory.swa_weights(_steps(steps, paths), start, every)
+
+
+def _moving_average(paths: Paths, *, steps: Sequence[int] | None = None, start: int = 0) -> list[float]:
+    return trajectory.moving_average_weights(_steps(steps, paths), start)
+
+
+def _lawa(paths: Paths, *, k: int = 1) -> list[float]:
+    return trajectory.lawa_weights(len(paths), k)
+
+
+def _swad(
+    paths: Paths,
+    *,
+    losses: Sequence[float] | None = None,
+    n_start: int = 3,
+    n_end: int = 6,
+    tolerance: float = 1.3,
+) -> list[float]:
+    given = stored_scores(paths, "val_loss") if losses is None else _one_for_each("losses", losses, paths)
+    return trajectory.swad_weights(given, n_start=n_start, n_end=n_end, tolerance=tolerance)
+
+
+def _dagger(paths: Paths) -> list[float]:
+    return [1.0 / len(paths)] * len(dagger_list([paths]))
+
+
+SELECTIONS: dict[str, Callable[..., list[float]]] = {
+    "top-k": _top_k,
+    "ema": _ema,
+    "swa": _swa,
+    "moving-average": _moving_average,
+    "lawa": _lawa,
+    "swad": _swad,
+    "dagger": _dagger,
+}
+"""Rules for lists of files, in the order of training where they follow a run. Their keyword arguments are options:
+`k`; `scores` or `score_key` (else the stored scores); `decay`, `warmup`; `steps` (else 1, 2, 3...), `start`, `every`;
+`losses` (else `val_loss` of the files' metadata), `n_start`, `n_end`, `tolerance`."""
+
+
+def selection_weights(name: str, paths: Paths, options: Mapping[str, Any]) -> list[float]:
+    """The weights of checkpoint files by a rule of `SELECTIONS`; those it leaves out have weight 0.
+
+    Raises:
+        InputError: there is no such rule or option, or the files and the options do not fit the rule.
+    """
+    rule = SELECTIONS.get(name.replace("_", "-"))
+    if rule is None:
+        raise InputError(f"there is no selection {name!r}, expected one of {', '.join(SELECTIONS)}")
+    known = tuple(rule.__kwdefaults__ or ())
+    for option in options:
+        if option not in known:
+            expected = f"expected one of {', '.join(known)}" if known else "it has none"
+            raise InputError(f"the selection {name} has no option {option!r}: {expected}")
+    return rule(paths, **options)
+
+
+def _steps(steps: Sequence[int] | None, paths: Paths) -> Sequence[int]:
+    return range(1, len(paths) + 1) if steps is None else _one_for_each("steps", steps, paths)
+
+
+def _one_for_each(name: str, values: Sequence[T], paths: Paths) -> Sequence[T]:
+    if len(values) != len(paths):
+        raise InputError(
+            f"{len(values)} {name} were given for {len(paths)} checkpoints, expected one for each"
+        )
+    return values
