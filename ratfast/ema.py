@@ -125,7 +125,8 @@ class ModelEma(nn.Module):
 
     def _pairs(self, model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
         """Name, tensor of the copy, tensor of the model, whether it is a buffer; shared tensors once."""
-        own, other = self.module.state_dict(), model.state_dict()
+        # With keep_vars, because detaching hundreds of tensors takes as long as averaging them.
+        own, other = self.module.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
         if own.keys() != other.keys():
             name = min(own.keys() ^ other.keys())
             raise InputError(
@@ -143,4 +144,4 @@ class ModelEma(nn.Module):
             if target.numel() and place in seen:
                 continue
             seen.add(place)
-            yield name, target, value.detach(), name in buffers
+            yield name, target, value, name in buffers

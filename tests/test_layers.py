@@ -98,6 +98,7 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
         "ratfast.analysis.distances",
         "ratfast.averaging.mergekit",
         "ratfast.averaging.selection",
+        "ratfast.averaging.statistics",
         "ratfast.averaging.trajectory",
         "ratfast.checkpoints",
         "ratfast.cli.analyze",

@@ -1,89 +1,64 @@
-"""Batch-norm statistics of averaged models: whether the members' differ, and how to compute them anew.
+"""Batch-norm statistics of averaged models, computed anew from data.
 
 The mean of weights has activations of other means and variances than any member (Izmailov et al., arXiv 1803.05407,
 section 3.2), so neither the first member's statistics nor the mean of all fit exactly. `recompute_batch_norm` takes
 them from data. Where batch norm stayed frozen in training, as in Model Ratatouille, all members agree and nothing
-needs to be done.
+needs to be done; `ratfast.averaging.statistics` tells.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ratfast.checkpoints.names import is_statistic_name
 from ratfast.errors import InputError
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far the batch-norm statistics of models are apart.
-
-    Attributes:
-        name: the buffer in which they differ most, such as "layer1.0.bn1.running_var".
-        model: the index of the model in which that buffer is farthest from the first model's.
-        distance: `max |x - y| / max |x|` over that buffer of the first model (x) and the other one (y).
-        count: in how many buffers any model differs from the first.
-    """
-
-    name: str
-    model: int
-    distance: float
-    count: int
+def statistics_of(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The batch-norm statistics of a state dict, for `ratfast.averaging.statistics`."""
+    return {
+        name: tensor.detach().double().cpu().numpy()
+        for name, tensor in state.items()
+        if is_statistic_name(name)
+    }
 
 
-def statistics_difference(models: Sequence[Mapping[str, Tensor]]) -> Difference | None:
-    """Compares the batch-norm statistics (`running_mean`, `running_var`) of models with the first model's.
-
-    The counters `num_batches_tracked` are left out: they play no part in evaluation.
+def load_and_recompute(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    batches: int | None = None,
+) -> dict[str, Tensor]:
+    """Loads averaged weights into a module and recomputes its batch-norm statistics.
 
     Args:
-        models: state dicts of one architecture.
+        module: of the averaged models' architecture.
+        state: the average.
+        loader: as in `recompute_batch_norm`, like `device` and `batches`.
+        device: as there.
+        batches: as there.
 
     Returns:
-        The worst difference, or None where all are equal. Statistics that are not finite in one model only are
-        infinitely far from the other's.
+        The average with the new statistics: the module's state dict.
+
+    Raises:
+        InputError: the average does not fit the module, or as `recompute_batch_norm`.
     """
-    worst: Difference | None = None
-    count = 0
-    for name in models[0]:
-        if name.rpartition(".")[2] not in ("running_mean", "running_var"):
-            continue
-        first = models[0][name].detach().double()
-        distances = [_distance(first, model[name].detach().to(first)) for model in models[1:]]
-        if not any(distances):
-            continue
-        count += 1
-        index = max(range(len(distances)), key=distances.__getitem__)
-        if worst is None or distances[index] > worst.distance:
-            worst = Difference(name, index + 1, distances[index], count)
-    return None if worst is None else Difference(worst.name, worst.model, worst.distance, count)
-
-
-def warn_if_statistics_differ(models: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> None:
-    """Gives one warning where the statistics of models differ and an average is to keep the first's.
-
-    Args:
-        models: state dicts of one architecture.
-        labels: what each is called.
-    """
-    worst = statistics_difference(models)
-    if worst is None:
-        return
-    others = f" and {worst.count - 1} more" if worst.count > 1 else ""
-    warnings.warn(
-        f"the average keeps the batch-norm statistics of {labels[0]}, but those of the models differ: "
-        f"{worst.name!r}{others}, by up to {worst.distance:.2g} of its largest value in {labels[worst.model]}; "
-        "ratfast.averaging.recompute_batch_norm(model, loader) computes those of the average",
-        stacklevel=3,
-    )
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise InputError(f"the average does not fit the module: {' '.join(str(error).split())}") from None
+    recompute_batch_norm(module, loader, device, batches)
+    return module.state_dict()
 
 
 @torch.no_grad()
@@ -210,13 +185,3 @@ def _inputs(batch: Any) -> Tensor:
             f"the loader gave a {type(inputs).__name__}, expected a tensor or a list that begins with one"
         )
     return inputs
-
-
-def _distance(first: Tensor, other: Tensor) -> float:
-    apart = (first - other).abs()
-    equal = (first == other) | (first.isnan() & other.isnan())
-    apart = apart.masked_fill(equal, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
-    if apart.numel() == 0 or apart.max() == 0:
-        return 0.0
-    scale = first.abs().max().item()
-    return apart.max().item() / scale if 0 < scale < float("inf") else float("inf")

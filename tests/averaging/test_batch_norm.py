@@ -3,17 +3,16 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+import ratfast
 from ratfast import InputError
-from ratfast.averaging.batch_norm import (
-    recompute_batch_norm,
-    statistics_difference,
-    warn_if_statistics_differ,
-)
+from ratfast.averaging.batch_norm import load_and_recompute, recompute_batch_norm, statistics_of
+from ratfast.averaging.statistics import statistics_difference, warn_if_statistics_differ
 
 
 def network():
@@ -124,24 +123,49 @@ def test_failures_leave_the_model_alone(loader, message):
     assert not model[0].training and model[0].momentum == 0.1
 
 
+def test_average_with_statistics_of_its_own():
+    members, data = [nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2)], batches()
+    recompute_batch_norm(members[0], data[:1])
+    recompute_batch_norm(members[1], data[1:2])
+    assert statistics_difference([statistics_of(member.state_dict()) for member in members])
+    module = nn.Sequential(nn.BatchNorm2d(3))
+    state = load_and_recompute(module, ratfast.average(members, buffers="keep"), data)
+    everything = torch.cat(data).double()
+    torch.testing.assert_close(
+        state["0.running_mean"].double(), everything.mean((0, 2, 3)), rtol=1e-6, atol=1e-6
+    )
+    assert state["0.running_var"].data_ptr() == module[0].running_var.data_ptr()
+    with pytest.raises(InputError, match="does not fit the module"):
+        load_and_recompute(nn.BatchNorm2d(4), state, data)
+
+
 def test_difference():
     states = [network()[0].state_dict() for _ in range(3)]
-    assert statistics_difference(states) is None
+
+    def worst():
+        return statistics_difference([statistics_of(state) for state in states])
+
+    assert worst() is None
     states[2]["num_batches_tracked"] += 5
-    assert statistics_difference(states) is None
+    assert worst() is None
     states[1]["running_mean"][0] = 0.5
     states[2]["running_var"][1] = 4.0
     states[1]["running_var"][1] = 2.0
-    worst = statistics_difference(states)
-    assert (worst.name, worst.model, worst.count) == ("running_mean", 1, 2) and worst.distance == math.inf
+    found = worst()
+    assert (found.name, found.model, found.count, found.distance) == ("running_mean", 1, 2, math.inf)
     for state in states:
         state["running_mean"] += 2
-    worst = statistics_difference(states)
-    assert (worst.name, worst.model, worst.distance) == ("running_var", 2, 3.0)
+    found = worst()
+    assert (found.name, found.model, found.distance) == ("running_var", 2, 3.0)
+    states[1]["running_mean"][2] = math.nan
+    assert worst().distance == math.inf
+    for state in states:
+        state["running_mean"][2] = math.nan
+    assert worst().name == "running_var" and worst().count == 2
 
 
 def test_warning_names_the_worst():
-    states = [{"bn.running_var": torch.ones(2) * k, "bn.running_mean": torch.ones(2)} for k in (1, 1, 3)]
+    states = [{"bn.running_var": np.ones(2) * k, "bn.running_mean": np.ones(2)} for k in (1, 1, 3)]
     with pytest.warns(UserWarning, match="statistics") as caught:
         warn_if_statistics_differ(states, ["a.pt", "b.pt", "c.pt"])
     assert len(caught) == 1
@@ -150,5 +174,6 @@ def test_warning_names_the_worst():
 
 
 def test_no_warning_where_all_agree(recwarn):
-    warn_if_statistics_differ([{"bn.running_var": torch.tensor([1.0, math.nan])}] * 2, ["a", "b"])
+    warn_if_statistics_differ([{"bn.running_var": np.array([1.0, math.nan])}] * 2, ["a", "b"])
+    warn_if_statistics_differ([{"w": np.ones(2)}, {"w": np.zeros(2)}], ["a", "b"])
     assert not recwarn
