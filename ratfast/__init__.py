@@ -15,7 +15,7 @@ from ratfast.version import __version__
 if TYPE_CHECKING:
     from ratfast import checkpoints, data, models, optim, protocol, swa, train
     from ratfast.arena import Arena
-    from ratfast.averaging import average
+    from ratfast.averaging import average, merge, merge_files
     from ratfast.averaging.pool import Pool
     from ratfast.averaging.soup import greedy_soup
     from ratfast.ema import ModelEma
@@ -30,6 +30,8 @@ __all__ = [
     "checkpoints",
     "data",
     "greedy_soup",
+    "merge",
+    "merge_files",
     "models",
     "optim",
     "protocol",
@@ -45,6 +47,8 @@ _HOMES = {
     "checkpoints": None,
     "data": None,
     "greedy_soup": "averaging.soup",
+    "merge": "averaging",
+    "merge_files": "averaging",
     "models": None,
     "optim": None,
     "protocol": None,

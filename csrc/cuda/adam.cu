@@ -19,14 +19,14 @@ bool is_aligned(const AdamSegment& s) {
 template <class A>
 cudaError_t run(AdamTable<A>& table, cudaStream_t stream) {
   if (table.chunks.total() == 0) return cudaSuccess;
-  int blocks = 0;
-  const cudaError_t error = grid_for(table.chunks.total(), blocks);
-  if (error != cudaSuccess) return error;
   constexpr DType own = sizeof(A) == 8 ? DType::f64 : DType::f32;
   const bool plain = std::all_of(
       table.segments, table.segments + table.chunks.segments,
       [](const AdamSegment& s) { return s.param_type == own && s.grad_type == own && s.state_type == own; });
   const auto kernel = plain ? adam_kernel<A, true> : adam_kernel<A, false>;
+  int blocks = 0;
+  const cudaError_t error = grid_for(kernel, table.chunks.total(), blocks);
+  if (error != cudaSuccess) return error;
   RATFAST_LAUNCH(kernel, blocks, stream, table);
   table.chunks.segments = 0;
   return cudaGetLastError();

@@ -158,13 +158,17 @@ struct ScalarOps {
 
 inline bool on_boundary(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
-// Blocks for a kernel that strides over `chunks`: enough to fill the device, no more.
-inline cudaError_t grid_for(long long chunks, int& blocks) {
-  int device = 0, processors = 0;
+// Blocks for a kernel that strides over `chunks`: as many as the device holds at once, no more. All of them
+// run from start to end side by side, so that no part of a last wave leaves processors idle.
+template <class Kernel>
+cudaError_t grid_for(Kernel* kernel, long long chunks, int& blocks) {
+  int device = 0, processors = 0, resident = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  const long long most = static_cast<long long>(processors) * 8;
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
+  const long long most = static_cast<long long>(processors) * (resident > 0 ? resident : 1);
   blocks = static_cast<int>(chunks < most ? chunks : most);
   return error;
 }

@@ -26,23 +26,25 @@ Kind kind_of(const MixSegment& s, int outputs, int sources) {
   const auto is_f64 = [](DType type) { return type == DType::f64; };
   const bool wide = std::any_of(s.source_types, s.source_types + sources, is_f64) ||
                     std::any_of(s.output_types, s.output_types + outputs, is_f64);
-  const bool uniform = !wide && std::all_of(s.source_types, s.source_types + sources,
-                                            [&](DType t) { return t == s.source_types[0]; });
+  const bool alike =
+      std::all_of(s.source_types, s.source_types + sources, [&](DType t) { return t == s.source_types[0]; });
+  const bool uniform = alike && wide == is_f64(s.source_types[0]);
   return {wide, uniform, s.source_types[0]};
 }
 
 template <class A, int most_outputs, int count, bool uniform, DType known>
 cudaError_t run(const MixTable& table, cudaStream_t stream) {
-  int blocks = 0;
-  const cudaError_t error = grid_for(table.chunks.total(), blocks);
-  if (error != cudaSuccess) return error;
   const auto kernel = mix_kernel<A, most_outputs, count, uniform, known>;
+  int blocks = 0;
+  const cudaError_t error = grid_for(kernel, table.chunks.total(), blocks);
+  if (error != cudaSuccess) return error;
   RATFAST_LAUNCH(kernel, blocks, stream, table);
   return cudaGetLastError();
 }
 
 template <int most_outputs>
 cudaError_t run_kind(const Kind& kind, const MixTable& table, cudaStream_t stream) {
+  if (kind.wide && kind.uniform) return run<double, most_outputs, 2, true, DType::f64>(table, stream);
   if (kind.wide) return run<double, most_outputs, 2, false, DType::f64>(table, stream);
   if (!kind.uniform) return run<float, most_outputs, 4, false, DType::f32>(table, stream);
   if (kind.type == DType::f32) return run<float, most_outputs, 4, true, DType::f32>(table, stream);
@@ -50,17 +52,31 @@ cudaError_t run_kind(const Kind& kind, const MixTable& table, cudaStream_t strea
   return run<float, most_outputs, 8, true, DType::bf16>(table, stream);
 }
 
+// Outputs that the kernel for so many of them has sums for.
+int room_for(int outputs) { return outputs == 1 ? 1 : outputs <= 4 ? 4 : kMostOutputs; }
+
+template <class A>
+void fill_weights(A* target, const MixTable& table, const double* weights) {
+  const int room = room_for(table.outputs);
+  for (int n = 0; n < table.sources; ++n)
+    for (int k = 0; k < room; ++k)
+      *target++ = k < table.outputs ? static_cast<A>(weights[k * table.sources + n]) : A(0);
+}
+
 cudaError_t run_outputs(const Kind& kind, MixTable& table, const double* weights, cudaStream_t stream) {
   if (table.chunks.total() == 0) return cudaSuccess;
-  const int count = table.outputs * table.sources;
   if (kind.wide)
-    std::copy_n(weights, count, table.weights.wide);
+    fill_weights(table.weights.wide, table, weights);
   else
-    std::transform(weights, weights + count, table.weights.narrow,
-                   [](double weight) { return static_cast<float>(weight); });
-  if (table.outputs == 1) return run_kind<1>(kind, table, stream);
-  if (table.outputs <= 4) return run_kind<4>(kind, table, stream);
-  return run_kind<kMostOutputs>(kind, table, stream);
+    fill_weights(table.weights.narrow, table, weights);
+  switch (room_for(table.outputs)) {
+    case 1:
+      return run_kind<1>(kind, table, stream);
+    case 4:
+      return run_kind<4>(kind, table, stream);
+    default:
+      return run_kind<kMostOutputs>(kind, table, stream);
+  }
 }
 
 void add(MixTable& table, const MixSegment& s, int first_output, int count) {
@@ -89,7 +105,8 @@ void add(MixTable& table, const MixSegment& s, int first_output, int count) {
 }  // namespace
 
 int outputs_per_pass(int outputs, int sources) {
-  return std::max(1, std::min({outputs, kMostOutputs, MixTable::kWeights / sources}));
+  const int room = MixTable::kWeights / sources;
+  return std::min(outputs, room >= kMostOutputs ? kMostOutputs : room >= 4 ? 4 : 1);
 }
 
 cudaError_t mix(const std::vector<MixSegment>& segments, int outputs, int sources, const double* weights,

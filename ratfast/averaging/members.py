@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -49,13 +49,24 @@ def model_list(models: Iterable[Model]) -> list[Model]:
     return models
 
 
-def open_members(models: Iterable[Model]) -> list[Member]:
+def open_members(models: Iterable[Model], diagonals: int = 0) -> list[Member]:
     """Opens all models and checks that they fit the first; files are mapped, not read.
+
+    Args:
+        models: at least one.
+        diagonals: how many of the last need only the parameters of the first; what else they hold is left out.
 
     Raises:
         InputError: there is none, one cannot be opened, or one differs in names or shapes.
     """
     members = [open_member(model, index) for index, model in enumerate(model_list(models))]
+    first = members[0]
+    count = len(members) - diagonals
+    parameters = first.tensors.keys() - buffer_names(members[:count]) if diagonals else frozenset()
+    return _fitting(members[:count]) + [_restricted(member, parameters, first) for member in members[count:]]
+
+
+def _fitting(members: list[Member]) -> list[Member]:
     first = members[0]
     for member in members:
         for name, tensor in member.tensors.items():
@@ -65,6 +76,15 @@ def open_members(models: Iterable[Model]) -> list[Member]:
             phrases = layout_of(first.tensors).differences(layout_of(member.tensors))
             raise layout_mismatch(member.label, first.label, phrases)
     return members
+
+
+def _restricted(member: Member, names: Set[str], first: Member) -> Member:
+    """A member's tensors of some names, which must be there in the shapes of the first's."""
+    own = {name: tensor for name, tensor in member.tensors.items() if name in names}
+    wanted = {name: tensor for name, tensor in first.tensors.items() if name in names}
+    if not _fit(wanted, own):
+        raise layout_mismatch(member.label, first.label, layout_of(wanted).differences(layout_of(own)))
+    return Member(member.label, own, None)
 
 
 def open_member(model: Model, index: int) -> Member:

@@ -78,7 +78,7 @@ def average(
         InputError: models, weights or `out` do not fit together, or buffers differ and `buffers` is "error".
     """
     check_buffers(buffers)
-    target_dtype = _floating_dtype(dtype)
+    target_dtype = floating_dtype(dtype)
     members = open_members(models)
     numbers = check_weights(weights, len(members))
     first = members[0].tensors
@@ -91,7 +91,7 @@ def average(
         results = _check_out(out, members[0])
 
     summed = [name for name in first if is_mixed(dtype_name(name, first[name]), name in of_buffers, buffers)]
-    check_kinds(summed, members)
+    check_kinds(list(first) if buffers == "average" else summed, members, buffers)
     in_sums = set(summed)
     kept_names = [name for name in first if name not in in_sums]
     if buffers == "error":
@@ -134,7 +134,12 @@ def average(
     return results
 
 
-def _floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that a result is asked to have.
+
+    Raises:
+        InputError: it is no floating type that is known.
+    """
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")

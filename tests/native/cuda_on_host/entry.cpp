@@ -2,6 +2,8 @@
 #include "cuda_runtime_api.h"
 // After the stand-in for CUDA:
 #include "adam.cu"
+#include "combine.cu"
+#include "gram.cu"
 #include "mix.cu"
 
 using namespace ratfast;
@@ -33,6 +35,38 @@ int mix(int tensors, const long long* numels, int outputs, void** output_pointer
     segments.push_back({numels[t], source_pointers + t * sources, source_types.data() + t * sources,
                         output_pointers + t * outputs, output_types.data() + t * outputs});
   return cuda::mix(segments, outputs, sources, weights, nullptr);
+}
+
+// Pointers and types tensor-major; result (tensors, sources, sources).
+int gram(int tensors, const long long* numels, int sources, void** pointers, const unsigned char* codes,
+         double* result) {
+  const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * sources);
+  std::vector<cuda::GramSegment> segments;
+  for (int t = 0; t < tensors; ++t)
+    segments.push_back({numels[t], pointers + t * sources, types.data() + t * sources});
+  // Memory that a sum forgets to write is not to pass for zero.
+  std::vector<double> workspace(cuda::gram_workspace(segments, sources), NAN);
+  return cuda::gram(segments, sources, workspace.data(), result, nullptr);
+}
+
+// Pointers and types tensor-major; bases, thresholds, densities and streams may be null.
+int combine(int tensors, const long long* numels, void** outputs, const unsigned char* output_codes,
+            int models, int lists, void** sources, const unsigned char* source_codes, void** bases,
+            const unsigned char* base_codes, int kind, const double* weights, const float* thresholds,
+            const double* densities, const unsigned long long* keys, const std::int64_t* streams,
+            unsigned long long seed, double scale, int normalize) {
+  const auto types = dtypes(source_codes, static_cast<std::size_t>(tensors) * lists);
+  std::vector<cuda::CombineSegment> segments;
+  for (int t = 0; t < tensors; ++t)
+    segments.push_back({numels[t], sources + t * lists, types.data() + t * lists,
+                        bases == nullptr ? nullptr : bases[t],
+                        bases == nullptr ? DType::f32 : static_cast<DType>(base_codes[t]), outputs[t],
+                        static_cast<DType>(output_codes[t]),
+                        thresholds == nullptr ? nullptr : thresholds + t * models, keys[t]});
+  return cuda::combine(
+      segments,
+      {static_cast<CombineKind>(kind), models, weights, densities, streams, seed, scale, normalize != 0},
+      nullptr);
 }
 
 // Five pointers and three types (parameter, gradient, state) per tensor.
