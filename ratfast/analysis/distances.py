@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ratfast.averaging.file_pool import decode
 from ratfast.averaging.rules import check_layouts
-from ratfast.checkpoints import MappedFile, is_safetensors
+from ratfast.checkpoints import open_checkpoint
 from ratfast.checkpoints.names import is_buffer_name
-from ratfast.checkpoints.numbers import decode
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Layout
@@ -164,14 +164,14 @@ def distances_of_files(
 
 def _gram(paths: Sequence[str | os.PathLike[str]], labels: Sequence[str]) -> tuple[np.ndarray, Layout]:
     """Inner products (T, N, N) of files by parameter, and the layout of these T parameters in the first file."""
-    opened = [_open(path) for path in paths]
-    check_layouts([layout for layout, _ in opened], labels)
-    parameters = Layout(entry for entry in opened[0][0] if not is_buffer_name(entry.name, entry.dtype))
+    files = [open_checkpoint(path) for path in paths]
+    check_layouts([file.layout for file in files], labels)
+    parameters = Layout(entry for entry in files[0].layout if not is_buffer_name(entry.name, entry.dtype))
     if not len(parameters):
         raise InputError(f"{labels[0]} holds no parameters, so there are no distances")
-    products = np.zeros((len(parameters), len(paths), len(paths)))
+    products = np.zeros((len(parameters), len(files), len(files)))
     for t, entry in enumerate(parameters):
-        pieces = [(bytes_of(entry.name), layout[entry.name].dtype) for layout, bytes_of in opened]
+        pieces = [(file.bytes_of(entry.name), file.layout[entry.name].dtype) for file in files]
         for label, (_, dtype) in zip(labels, pieces, strict=True):
             if not BY_NAME[dtype].is_floating:
                 raise InputError(f"{entry.name!r} is {dtype} in {label}, expected a floating type")
@@ -180,17 +180,6 @@ def _gram(paths: Sequence[str | os.PathLike[str]], labels: Sequence[str]) -> tup
             with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for it
                 products[t] += block @ block.T
     return products, parameters
-
-
-def _open(path: str | os.PathLike[str]) -> tuple[Layout, Callable[[str], np.ndarray]]:
-    """A file's layout, and how to get the bytes of a tensor in C order."""
-    if is_safetensors(path):
-        file = MappedFile(path)
-        return file.header.layout, lambda name: file.bytes_of(file.header.layout[name])
-    from ratfast.checkpoints.tensors import layout_of, load, tensor_bytes  # that format needs torch
-
-    tensors = load(path, mapped=True)
-    return layout_of(tensors).in_c_order(), lambda name: tensor_bytes(tensors[name].contiguous())
 
 
 def _elements(data: np.ndarray, dtype: str, start: int) -> np.ndarray:

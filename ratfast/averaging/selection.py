@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ratfast.averaging import trajectory
-from ratfast.checkpoints import is_safetensors, read_metadata
+from ratfast.checkpoints import open_checkpoint
 from ratfast.errors import InputError
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def stored_scores(paths: Paths, key: str | None = None) -> list[float]:
 
 
 def _stored_score(path: str, keys: Sequence[str]) -> float:
-    metadata = _metadata(path)
+    metadata = open_checkpoint(path).metadata
     for key in keys:
         value: Any = metadata
         for part in key.split("."):
@@ -108,15 +108,6 @@ def _stored_score(path: str, keys: Sequence[str]) -> float:
     raise InputError(
         f"{path} has no stored score (a finite number under {wanted} in its metadata); give scores"
     )
-
-
-def _metadata(path: str) -> Mapping[str, Any]:
-    if is_safetensors(path):
-        return read_metadata(path)
-    from ratfast.checkpoints.pickled import read_content  # only here: that format needs torch
-
-    content = read_content(path)
-    return content if isinstance(content, Mapping) else {}
 
 
 def _top_k(

@@ -62,6 +62,7 @@ class Checkpoint:
         layout: its tensors. Strides are as stored, or C order where a tensor is not dense in its storage. Offsets are
             those within `row`, and where there is none the canonical ones of `Layout.pack`.
         row: (layout.nbytes,) uint8, mapped, where all tensors lie in one row in the order of `layout`, else None.
+        tensors: by the names in `layout`: where and how each is stored.
         names: of all tensors and aliases, in the order of the file.
         aliases: further names of tensors: name -> the name in `layout` whose memory it shares exactly.
         metadata: ratfast's note in a safetensors file; what plain values stand beside the state dict in a
@@ -93,7 +94,7 @@ class Checkpoint:
         self.metadata = dict(metadata or {})
         self.strings = dict(strings or {})
         self.left_out = tuple(left_out)
-        self._tensors = tensors
+        self.tensors = dict(tensors)
 
     def bytes_of(self, name: str) -> np.ndarray:
         """A tensor's bytes in C order, (nbytes,) uint8, at any address: mapped where it is stored so, else a copy.
@@ -126,7 +127,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _tensor(self, name: str) -> StoredTensor:
-        return self._tensors[self.aliases.get(name, name)]
+        return self.tensors[self.aliases.get(name, name)]
 
 
 def _packed(tensors: Mapping[str, StoredTensor]) -> Layout:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, contiguous_strides
 
 METADATA_KEY = "ratfast"
+ALIASES_KEY = "aliases"
+"""Where ratfast's note lists further names of tensors: {name: the name in the header}."""
+
 PICKLED_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".pkl", ".ckpt")
-_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
+HEADER_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
 _LARGEST = 2**63 - 1
 _MAX_DIMENSIONS = 64  # numpy's limit
 
@@ -85,8 +89,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         length = int.from_bytes(prefix, "little")
         if length > size - 8:
             raise _malformed(path, f"its header claims {length} bytes, but only {size - 8} follow")
-        if length > _LIMIT:
-            raise _malformed(path, f"its header claims {length} bytes, more than the limit of {_LIMIT}")
+        if length > HEADER_LIMIT:
+            raise _malformed(path, f"its header claims {length} bytes, more than the limit of {HEADER_LIMIT}")
         text = file.read(length)
     if len(text) < length:
         raise _malformed(path, "it ends within its header")
@@ -104,7 +108,7 @@ def parse_header(path: str | os.PathLike[str], text: bytes, data_size: int) -> H
     Raises:
         InputError: anything is malformed, or an element type is not supported.
     """
-    fields = _decode(path, text)
+    fields = decode_object(text, "its header", lambda reason: _malformed(path, reason))
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _malformed(path, "__metadata__ is not an object of strings")
@@ -166,28 +170,35 @@ def _malformed(path: str | os.PathLike[str], reason: str) -> InputError:
     return InputError(f"{path} is not a valid safetensors file: {reason}")
 
 
-def _decode(path: str | os.PathLike[str], text: bytes) -> dict[str, Any]:
+def decode_object(text: bytes, what: str, malformed: Callable[[str], InputError]) -> dict[str, Any]:
+    """Strict JSON: an object without constants that JSON lacks, in which no key is there twice.
+
+    Args:
+        text: starts with its brace.
+        what: what errors call it.
+        malformed: makes the error of a reason.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
             twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-            raise _malformed(path, f"its header has the key {twice!r} twice")
+            raise malformed(f"{what} has the key {twice!r} twice")
         return fields
 
     def constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
     if not text.startswith(b"{"):
-        raise _malformed(path, "its header is not a JSON object")
+        raise malformed(f"{what} is not a JSON object")
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=constant)
     except InputError:
         raise
     except RecursionError:
-        raise _malformed(path, "its header is nested too deeply") from None
+        raise malformed(f"{what} is nested too deeply") from None
     except ValueError as error:
-        raise _malformed(path, f"its header is not JSON ({error})") from None
-    return fields
+        raise malformed(f"{what} is not JSON ({error})") from None
 
 
 def _entry(path: str | os.PathLike[str], name: str, field: Any) -> Entry:

@@ -6,12 +6,9 @@ import os
 from typing import Any
 
 from ratfast.checkpoints.checkpoint import Checkpoint, StoredTensor
-from ratfast.checkpoints.header import METADATA_KEY, Header, decode_metadata
+from ratfast.checkpoints.header import ALIASES_KEY, METADATA_KEY, Header, decode_metadata
 from ratfast.checkpoints.mapped import MappedFile
 from ratfast.errors import InputError
-
-ALIASES_KEY = "aliases"
-"""Where ratfast's note in a file lists the further names of tensors: {name: the name in the header}."""
 
 
 def open_safetensors(path: str | os.PathLike[str], *, writable: bool = False) -> Checkpoint:

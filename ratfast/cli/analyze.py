@@ -1,4 +1,4 @@
-"""`ratfast analyze`: what checkpoints look like. Imports no torch unless an input needs it."""
+"""`ratfast analyze`: what checkpoints look like. Imports no torch."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_numpy_objects_are_refused(tmp_path):
         ({"state_dict": {}}, "holds no state dict"),
         ({"a": torch.ones(1), "b": 3}, "holds a int under 'b'"),
         ({"state_dict": {"a": [1]}}, "holds a list under 'a'"),
-        ({3: torch.ones(1)}, "holds a Tensor under 3"),
+        ({3: torch.ones(1)}, "holds a tensor under 3"),
     ],
 )
 def test_no_state_dict(tmp_path, content, reason):
