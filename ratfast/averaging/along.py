@@ -255,9 +255,9 @@ class SWAD(AlongRun):
 
     def __init__(
         self,
-        n_start: int = 3,
-        n_end: int = 6,
-        tolerance: float = 1.3,
+        n_start: int = trajectory.N_START,
+        n_end: int = trajectory.N_END,
+        tolerance: float = trajectory.TOLERANCE,
         *,
         buffers: str = "latest",
         device: torch.device | str | None = None,

@@ -30,6 +30,7 @@ class Pool:
         names: what each model is called: its file, or "model 1" and so on.
         device: where the rows are.
         parameters: names of the tensors that methods work on: of floating types and no buffers.
+        policy: for buffers: "keep", "average" or "error".
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Pool:
         self.device = rows[0].device
         self._rows = list(rows)
         self._buffers = buffers
-        self._policy = policy
+        self.policy = policy
         self._models = len(rows) - diagonals
         self.parameters = tuple(
             e.name for e in layout if BY_NAME[e.dtype].is_floating and e.name not in buffers
@@ -199,7 +200,7 @@ class Pool:
         """Writes into a row what takes no part in sums: buffers that are kept, and integers."""
         for section in self._copied:
             section.view(row).copy_(section.view(self._rows[0]))
-        if self._policy == "average" and self._kept:
+        if self.policy == "average" and self._kept:
             self._fill(self.views(row), weights)
 
     def _mix(self, weights: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
@@ -252,7 +253,7 @@ class Pool:
     def _fill(self, result: dict[str, Tensor], weights: Sequence[float]) -> None:
         first = self.views(self._rows[0])
         for name in self._kept:
-            if self._policy == "average":
+            if self.policy == "average":
                 value = average_integer(name, self._members(), weights[: self._models])
             else:
                 value = first[name]

@@ -137,9 +137,9 @@ def _swad(
     paths: Paths,
     *,
     losses: Sequence[float] | None = None,
-    n_start: int = 3,
-    n_end: int = 6,
-    tolerance: float = 1.3,
+    n_start: int = trajectory.N_START,
+    n_end: int = trajectory.N_END,
+    tolerance: float = trajectory.TOLERANCE,
 ) -> list[float]:
     given = stored_scores(paths, "val_loss") if losses is None else _one_for_each("losses", losses, paths)
     return trajectory.swad_weights(given, n_start=n_start, n_end=n_end, tolerance=tolerance)

@@ -21,7 +21,7 @@ from ratfast.averaging.members import Model
 from ratfast.averaging.pool import Pool
 from ratfast.averaging.selection import dagger_list, rank
 from ratfast.averaging.tensors import average
-from ratfast.checkpoints import sha256
+from ratfast.checkpoints import open_checkpoint
 from ratfast.checkpoints.tensors import save
 from ratfast.errors import InputError
 from ratfast.version import __version__
@@ -100,12 +100,21 @@ class GreedySoup:
             InputError: the file cannot be written there.
             OSError: writing failed, such as on a full disk; nothing is left behind.
         """
-        inputs = [
-            {"file": name, "sha256": sha256(name)} if os.path.isfile(name) else {"model": name}
-            for name in self._pool.names
+        names = self._pool.names
+        note: dict[str, Any] = {"kind": "average", "method": "greedy", "weights": self.weights}
+        note["inputs"] = [
+            {"file": name, "sha256": open_checkpoint(name).sha256()}
+            if os.path.exists(name)
+            else {"model": name}
+            for name in names
         ]
-        note = {"kind": "average", "method": "greedy", "weights": self.weights, "inputs": inputs}
-        save(self.average(), path, note | {"selection": self.note(), "version": __version__})
+        note |= {"buffers": self._pool.policy, "selection": self.note(), "version": __version__}
+        models = [
+            open_checkpoint(name).metadata.get("model") if os.path.exists(name) else None for name in names
+        ]
+        if models[0] is not None and all(model == models[0] for model in models):
+            note["model"] = models[0]  # what all inputs say about the network
+        save(self.average(), path, note)
 
 
 @torch.no_grad()

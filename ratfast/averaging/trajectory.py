@@ -11,6 +11,11 @@ from collections.abc import Sequence
 
 from ratfast.errors import InputError
 
+# SWAD's settings in the paper.
+N_START = 3
+N_END = 6
+TOLERANCE = 1.3
+
 
 def ema_decay(
     update: int,
@@ -122,7 +127,7 @@ def lawa_weights(count: int, k: int) -> list[float]:
 
 
 def swad_weights(
-    losses: Sequence[float], *, n_start: int = 3, n_end: int = 6, tolerance: float = 1.3
+    losses: Sequence[float], *, n_start: int = N_START, n_end: int = N_END, tolerance: float = TOLERANCE
 ) -> list[float]:
     """Stochastic weight averaging densely over the checkpoints of each evaluation: the mean over `swad_range`.
 
@@ -134,7 +139,7 @@ def swad_weights(
 
 
 def swad_range(
-    losses: Sequence[float], *, n_start: int = 3, n_end: int = 6, tolerance: float = 1.3
+    losses: Sequence[float], *, n_start: int = N_START, n_end: int = N_END, tolerance: float = TOLERANCE
 ) -> tuple[int, int]:
     """Where the valley of the validation loss begins and ends (Cha et al., "SWAD", arXiv 2102.08604, Algorithm 1).
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ratfast import InputError, checkpoints
+from ratfast.averaging import merge_files
 from ratfast.averaging.mergekit import parse_mergekit, read_mergekit
 
 yaml = pytest.importorskip("yaml")
@@ -217,3 +218,50 @@ def test_refused(folder, text, message):
 def test_a_folder_of_several_checkpoints(folder):
     with pytest.raises(InputError, match="holds 3 checkpoints, expected one"):
         parse_mergekit({"merge_method": "linear", "models": [{"model": "."}]})
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("linear", "{weight: 2}"),
+        ("slerp", "{t: 0.25}"),
+        ("task_arithmetic", "{weight: 0.5, lambda: 2}"),
+        ("ties", "{density: 0.5}"),
+        ("dare_linear", "{density: 0.5}"),
+        ("dare_ties", "{density: 0.5, lambda: 0.5}"),
+        ("model_stock", "{}"),
+    ],
+)
+def test_the_methods_take_the_options(folder, method, parameters):
+    """What is read is what `merge_files` and `merge` can be asked for."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        checkpoints.save({"w": torch.randn(4, 5, generator=generator)}, folder / f"{name}.safetensors")
+    others = "" if method == "slerp" else ", {model: b.safetensors}"
+    merge = read(
+        folder,
+        f"merge_method: {method}\nbase_model: base.safetensors\nparameters: {parameters}\nout_dtype: float64\n"
+        f"models: [{{model: a.safetensors}}{others}]\n",
+    )
+    merge_files(
+        merge.paths, folder / "out.safetensors", method=merge.method, dtype=merge.dtype, **merge.options
+    )
+    result = checkpoints.load(folder / "out.safetensors")["w"]
+    base, a, b = (
+        checkpoints.load(folder / f"{name}.safetensors")["w"].double() for name in ("base", "a", "b")
+    )
+    assert result.dtype == torch.float64
+    if method == "linear":
+        torch.testing.assert_close(result, (a + b) / 2)
+    elif method == "slerp":
+        angle = torch.arccos((base * a).sum() / base.norm() / a.norm())
+        expected = (0.75 * angle).sin() / angle.sin() * base + (0.25 * angle).sin() / angle.sin() * a
+        torch.testing.assert_close(result, expected)
+    elif method == "task_arithmetic":
+        torch.testing.assert_close(result, base + 2 * (0.5 * (a - base) + 0.5 * (b - base)))
+    elif method == "dare_linear":
+        kept = [torch.zeros_like(base), 2 * (a - base), 2 * (b - base), 2 * (a + b - 2 * base)]
+        near = torch.stack([(result - base - value).abs() for value in kept]).amin(0)
+        assert near.max() < 1e-9
+    else:
+        assert result.isfinite().all() and not torch.equal(result, base)
