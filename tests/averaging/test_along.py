@@ -11,7 +11,7 @@ from torch import nn
 
 import ratfast
 from ratfast import InputError
-from ratfast.averaging import trajectory
+from ratfast.averaging import along, trajectory
 from ratfast.averaging.along import EMA, LAWA, SWA, SWAD, MovingAverage
 
 
@@ -171,3 +171,48 @@ def test_wrong_input():
     ):
         with pytest.raises(InputError):
             make()
+
+
+@pytest.mark.parametrize(
+    ("average", "rows"),
+    [(EMA(0.9), 1), (SWA(), 1), (MovingAverage(3), 1), (LAWA(3), 3), (SWAD(2, 3), 3)],
+    ids=lambda value: type(value).__name__ if not isinstance(value, int) else "",
+)
+def test_one_pass_over_the_model_and_few_rows(monkeypatch, average, rows):
+    """SWAD merges two rows besides, at evaluations: a pass over rows, not over the model."""
+    made, passes = [], []
+    new_row, mix_ = average._new_row, along.ops.mix_
+    monkeypatch.setattr(average, "_new_row", lambda: made.append(new_row()) or made[-1])
+    model = nn.Linear(3, 2)
+
+    def counted(outputs, sources, weights):
+        memory = {tensor.data_ptr() for tensor in model.parameters()}
+        passes.append(any(tensor.data_ptr() in memory for tensors in sources for tensor in tensors))
+        mix_(outputs, sources, weights)
+
+    monkeypatch.setattr(along.ops, "mix_", counted)
+    for step in range(12):
+        before = sum(passes)
+        average.update(model, val_loss=1.0 + step % 3 if step % 2 else None)
+        assert sum(passes) - before <= 1
+    assert len({id(row) for row in average._rows()}) <= rows
+    if not isinstance(average, SWAD):
+        assert len(made) == rows and all(passes)
+
+
+@pytest.mark.parametrize("make", [lambda: EMA(0.5), lambda: LAWA(2), lambda: SWAD(2, 2)])
+def test_copies_and_stored_averages_go_on(make, tmp_path):
+    """A run that is interrupted continues with the average it had."""
+    average = make()
+    losses = [3.0, 1.0, 2.0, 1.0, 5.0, 5.0]
+    models = [{"a": torch.tensor([float(n)]), "b": torch.full((2,), n)} for n in range(6)]
+    for model, loss in zip(models[:3], losses[:3], strict=True):
+        average.update(model, val_loss=loss)
+    torch.save(average, tmp_path / "average.pt")
+    others = [copy.deepcopy(average), torch.load(tmp_path / "average.pt", weights_only=False)]
+    for each in (average, *others):
+        for model, loss in zip(models[3:], losses[3:], strict=True):
+            each.update(model, val_loss=loss)
+    for other in others:
+        torch.testing.assert_close(other.average(), average.average(), rtol=0, atol=0)
+        assert other.span == average.span
