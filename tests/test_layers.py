@@ -96,7 +96,9 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
     [
         "ratfast",
         "ratfast.analysis.distances",
+        "ratfast.averaging.files",
         "ratfast.averaging.mergekit",
+        "ratfast.averaging.methods",
         "ratfast.averaging.selection",
         "ratfast.averaging.statistics",
         "ratfast.averaging.trajectory",

@@ -19,12 +19,15 @@ from ratfast.averaging.rules import (
     other_kind,
 )
 from ratfast.checkpoints import Checkpoint, open_checkpoint
+from ratfast.checkpoints.mapped import let_go
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Layout, TensorSpec
 
 FileName = str | os.PathLike[str]
 _BATCH_BYTES = 64 << 20  # of tensors of one model whose Gram matrices are computed in one call
+
+_LEAST_RELEASE = 1 << 16  # bytes from which it pays to give pages back
 
 
 class Span(NamedTuple):
@@ -112,6 +115,15 @@ class FilePool:
         """Size of all files' tensors, in bytes."""
         return sum(file.layout.nbytes for file in self.files)
 
+    def strings(self) -> dict[str, str]:
+        """What the headers of all models say alike, besides this library's note."""
+        first = self.files[0].strings
+        return {
+            key: value
+            for key, value in first.items()
+            if all(file.strings.get(key) == value for file in self.files[: self._models])
+        }
+
     def grams(self) -> np.ndarray:
         """(T, N, N) float64: inner products of all pairs of models, for each parameter."""
         parts = [np.zeros((0, len(self), len(self)))]
@@ -171,6 +183,14 @@ class FilePool:
                 targets.append(pieces)
             if not self._run(step, combination, group, targets):
                 raise self._culprit(combination, group, targets)
+
+    def let_go(self, spans: Sequence[Span]) -> None:
+        """Takes spans that will not be read again out of this process's memory, where they are mapped."""
+        sources, _ = self._sources([n for n in range(len(self)) if self.files[n].row is not None], spans)
+        for pieces in sources:
+            for piece in pieces:
+                if piece.size >= _LEAST_RELEASE:
+                    let_go(piece)
 
     def _run(
         self, step: Step, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]

@@ -15,7 +15,7 @@ from ratfast.averaging.file_pool import FileName, FilePool, threads
 from ratfast.averaging.methods import METHODS, find_method, has_base, plan
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.streaming import Progress, write_outputs
-from ratfast.checkpoints import is_safetensors, open_checkpoint, read_metadata
+from ratfast.checkpoints import find_checkpoints, is_safetensors, open_checkpoint, read_metadata
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.version import __version__
@@ -41,7 +41,7 @@ class Written:
 
 
 def average_files(
-    paths: Sequence[FileName],
+    paths: FileName | Sequence[FileName],
     output: FileName,
     *,
     weights: Sequence[float] | None = None,
@@ -55,7 +55,7 @@ def average_files(
     `merge_files` with the method "uniform", or "weighted" where weights are given.
 
     Args:
-        paths: the checkpoints; at least one.
+        paths: the checkpoints, at least one: files, folders and patterns, as `find_checkpoints` takes them.
         output: as in `merge_files`.
         weights: one finite number for each checkpoint, not required to sum to 1; by default 1 / N.
         buffers: as in `merge_files`.
@@ -75,7 +75,7 @@ def average_files(
 
 
 def merge_files(
-    paths: Sequence[FileName],
+    paths: FileName | Sequence[FileName],
     output: FileName,
     *,
     method: str,
@@ -94,7 +94,7 @@ def merge_files(
     model is kept.
 
     Args:
-        paths: the checkpoints; at least one.
+        paths: the checkpoints, at least one: files, folders and patterns, as `find_checkpoints` takes them.
         output: the file to create or replace once all is written. It may be one of the inputs, which are read to the
             end before the name passes to the new file. Where the method makes several outputs, each gets the point
             of its path into its name: for "{alpha}" in the name, or else before the suffix.
@@ -112,11 +112,12 @@ def merge_files(
     """
     method = method.replace("_", "-")
     find_method(method)
+    paths = find_checkpoints(paths)
     if isinstance(options.get("base"), (str, os.PathLike)):
         if not has_base(method):
             raise InputError(f"the method {method} takes no base")
         paths, options = [options["base"], *paths], {**options, "base": 0}
-    diagonals = options.pop("fisher", None) or ()
+    diagonals = find_checkpoints(options.pop("fisher", None) or ())
     if (method == "fisher") != bool(diagonals) or (diagonals and len(diagonals) != len(paths)):
         if method != "fisher":
             raise InputError(f"the method {method} takes no Fisher diagonals")
@@ -192,10 +193,7 @@ class _Job:
             diagonals=len(self.diagonals),
         )
         combination, outputs, notes = self._plan(pool, output, only)
-        aliases = {"aliases": pool.aliases} if pool.aliases else {}
-        write_outputs(
-            pool, combination, outputs, lambda k, digests: {**notes(k, digests), **aliases}, progress
-        )
+        write_outputs(pool, combination, outputs, notes, progress)
         return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
 
     def _plan(

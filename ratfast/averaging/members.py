@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ratfast.averaging.rules import layout_mismatch
+from ratfast.checkpoints import find_checkpoints
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.checkpoints.tensors import dense_strides, dtype_name, layout_of, load
 from ratfast.dtypes import BY_NAME
@@ -35,7 +37,7 @@ class Member:
 
 
 def model_list(models: Iterable[Model]) -> list[Model]:
-    """The models as a list.
+    """The models as a list, with the files of folders and patterns in their place.
 
     Raises:
         InputError: it would be empty, or one model was given in place of several.
@@ -43,10 +45,16 @@ def model_list(models: Iterable[Model]) -> list[Model]:
     # Each of these can be iterated over, and would give layers, names or letters.
     if isinstance(models, (nn.Module, Mapping, str, os.PathLike)):
         raise InputError("models is a single model, expected a list of models")
-    models = list(models)
+    models = [found for model in models for found in _named(model)]
     if not models:
         raise InputError("there are no models to average")
     return models
+
+
+def _named(model: Model) -> list[Model]:
+    if isinstance(model, (str, os.PathLike)) and not os.path.isfile(model):
+        return list(find_checkpoints(model))
+    return [model]
 
 
 def open_members(models: Iterable[Model], diagonals: int = 0) -> list[Member]:
@@ -76,6 +84,19 @@ def _fitting(members: list[Member]) -> list[Member]:
             phrases = layout_of(first.tensors).differences(layout_of(member.tensors))
             raise layout_mismatch(member.label, first.label, phrases)
     return members
+
+
+def tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
+    """Groups the names that are the same memory in every model."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in names:
+        tensors = [member.tensors[name] for member in members]
+        if tensors[0].numel() == 0:
+            groups[(name,)].append(name)
+            continue
+        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
+        groups[same].append(name)
+    return list(groups.values())
 
 
 def _restricted(member: Member, names: Set[str], first: Member) -> Member:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ratfast import ops
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
-from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members
+from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.sections import Section, sections
 from ratfast.checkpoints import MappedFile, is_safetensors, read_header
@@ -26,7 +26,8 @@ class Pool:
     """N models as the rows of a matrix. Make one with `Pool.open`.
 
     Attributes:
-        layout: where each tensor stands in a row.
+        layout: where each tensor stands in a row; tensors that share memory in all models once.
+        aliases: further names of such tensors: name -> its name in the layout.
         names: what each model is called: its file, or "model 1" and so on.
         device: where the rows are.
         parameters: names of the tensors that methods work on: of floating types and no buffers.
@@ -41,6 +42,7 @@ class Pool:
         buffers: frozenset[str],
         policy: str,
         diagonals: int = 0,
+        aliases: Mapping[str, str] | None = None,
     ):
         """For `open`, which checks that the rows, (layout.nbytes,) uint8 each, belong together."""
         self.layout = layout
@@ -49,6 +51,7 @@ class Pool:
         self._rows = list(rows)
         self._buffers = buffers
         self.policy = policy
+        self.aliases = dict(aliases or {})
         self._models = len(rows) - diagonals
         self.parameters = tuple(
             e.name for e in layout if BY_NAME[e.dtype].is_floating and e.name not in buffers
@@ -95,11 +98,18 @@ class Pool:
         first = members[0].tensors
         check_kinds(list(first), members, buffers)
         place = first[next(iter(first))].device if device is None and first else torch.device(device or "cpu")
-        layout = _layout(models[0], members, of_buffers)
+        aliases = {
+            name: names[0]
+            for names in tied(list(first), members[: len(members) - diagonals])
+            for name in names[1:]
+        }
+        layout = _layout(models[0], members, of_buffers, [name for name in first if name not in aliases])
         if buffers == "error":
             check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
         rows = [_row(model, member, layout, place) for model, member in zip(models, members, strict=True)]
-        return cls(layout, rows, [member.label for member in members], of_buffers, buffers, diagonals)
+        return cls(
+            layout, rows, [member.label for member in members], of_buffers, buffers, diagonals, aliases
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -178,11 +188,14 @@ class Pool:
             self._run(step, combination, names, [[result[name] for name in names] for result in results])
         for result, weights in zip(results, combination.weights, strict=True):
             self._fill(result, weights)
-        return results
+        return [self._with_aliases(result) for result in results]
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""
-        return _views(row, self.layout)
+        return self._with_aliases(_views(row, self.layout))
+
+    def _with_aliases(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {name: tensors[target] for name, target in self.aliases.items()}
 
     def new_row(self) -> Tensor:
         """An uninitialised row on the pool's device."""
@@ -276,9 +289,11 @@ class Pool:
         return [Member(name, self.views(row), None) for name, row in zip(self.names, rows, strict=False)]
 
 
-def _layout(first_model: Any, members: Sequence[Member], buffers: frozenset[str]) -> Layout:
+def _layout(
+    first_model: Any, members: Sequence[Member], buffers: frozenset[str], names: Sequence[str]
+) -> Layout:
     """The first file's own layout if rows can be kept in it, else the canonical one in the widest types."""
-    first = members[0].tensors
+    first = {name: members[0].tensors[name] for name in names}
     dtypes = {}
     for name, tensor in first.items():
         dtype = tensor.dtype
@@ -288,8 +303,10 @@ def _layout(first_model: Any, members: Sequence[Member], buffers: frozenset[str]
         dtypes[name] = str(dtype).removeprefix("torch.")
     if _is_mappable(first_model):
         layout = read_header(first_model).layout
-        if all(
-            entry.dtype == dtypes[entry.name] and entry.offset % BY_NAME[entry.dtype].itemsize == 0
+        if len(layout) == len(dtypes) and all(
+            entry.name in dtypes
+            and entry.dtype == dtypes[entry.name]
+            and entry.offset % BY_NAME[entry.dtype].itemsize == 0
             for entry in layout
         ):
             return layout

@@ -1,8 +1,6 @@
-"""Files combined into files, in pieces: computed while the piece before is written and the inputs are hashed. No
-torch.
+"""Files combined into files, piece by piece: computed while others are written and the inputs are hashed. No torch.
 
-Memory of the process's own holds a few pieces, whatever the size of the models; what is mapped belongs to the page
-cache.
+The process's own memory holds a few pieces, whatever the size of the models; what is mapped belongs to the page cache.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from ratfast.dtypes import BY_NAME
 _PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
 _PIECES = 3  # that exist at a time: one computed, one written, one between
 _OWN_BYTES = 48 << 20  # of all outputs' pieces
+_LARGE = 4 << 30  # bytes of input from which pages are given back behind the place that is read
 
 Progress = Callable[[int], None]
 Notes = Callable[[int, list[str]], dict[str, Any]]
@@ -52,15 +51,16 @@ def write_outputs(
         files = [stack.enter_context(atomic_file(path)) for path in outputs]
         hashing = stack.enter_context(_workers(threads()))
         digests = [hashing.submit(file.sha256) for file in pool.files]
+        strings = pool.strings()
         unknown = ["0" * 64] * len(digests)
         for k, file in enumerate(files):
-            file.write(encode_header(pool.layout, notes(k, unknown)))
+            file.write(encode_header(pool.layout, notes(k, unknown), aliases=pool.aliases, strings=strings))
         _write_rows(pool, combination, files, progress)
         known = [digest.result() for digest in digests]
         for k, file in enumerate(files):
             end = file.tell()
             file.seek(0)
-            start = encode_header(pool.layout, notes(k, known))
+            start = encode_header(pool.layout, notes(k, known), aliases=pool.aliases, strings=strings)
             if len(start) + pool.layout.nbytes != end:
                 raise ValueError("the header changed its length with the inputs' SHA-256")
             file.write(start)
@@ -72,6 +72,7 @@ def _write_rows(
     size = max(8, min(_PIECE_BYTES, _OWN_BYTES // (_PIECES * len(files)) // 8 * 8, pool.layout.nbytes))
     free = deque(np.empty((len(files), size), np.uint8) for _ in range(_PIECES))
     written: deque[tuple[Future[None], np.ndarray]] = deque()
+    large = pool.nbytes() >= _LARGE
     with _workers(1) as writer:
         for spans, nbytes in pieces(pool, size):
             if not free:
@@ -81,6 +82,8 @@ def _write_rows(
             memory = free.popleft()
             outputs = [row[:nbytes] for row in memory]
             pool.compute(combination, spans, outputs)
+            if large:
+                pool.let_go(spans)
             written.append((writer.submit(_write, files, outputs), memory))
             if progress is not None:
                 progress(nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from ratfast.averaging.members import (
     open_member,
     open_members,
     strides_of,
+    tied,
 )
 from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
 from ratfast.checkpoints.tensors import dtype_name, layout_of
@@ -109,7 +110,7 @@ def average(
             strides_of(first[names[0]]),
             Tensor(),
         )
-        for names in _tied(summed, members)
+        for names in tied(summed, members)
     ]
     if out is not None:
         # Copies, because what is written into may be their memory.
@@ -165,19 +166,6 @@ def _check_out(out: nn.Module | MutableMapping[str, Tensor], first: Member) -> d
                 f"{dtype_name(name, first.tensors[name])}"
             )
     return {name: results[name] for name in first.tensors}
-
-
-def _tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
-    """Groups the names that are the same memory in every model."""
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name in names:
-        tensors = [member.tensors[name] for member in members]
-        if tensors[0].numel() == 0:
-            groups[(name,)].append(name)
-            continue
-        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
-        groups[same].append(name)
-    return list(groups.values())
 
 
 def _place(

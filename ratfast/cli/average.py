@@ -46,11 +46,8 @@ class _Grouped(click.Command):
     """A command whose help lists its options by the methods that take them."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        records = {
-            param.name: record
-            for param in self.get_params(ctx)
-            if (record := param.get_help_record(ctx)) is not None
-        }
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        records = {option.name: option.get_help_record(ctx) for option in options}
         grouped = {name for names in _SECTIONS.values() for name in names}
         chosen = dict.fromkeys(option.name for option in selection_options())
         with formatter.section("Options"):

