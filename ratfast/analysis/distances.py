@@ -17,11 +17,11 @@ import numpy as np
 
 from ratfast.averaging.file_pool import decode
 from ratfast.averaging.rules import check_layouts
-from ratfast.checkpoints import open_checkpoint
+from ratfast.checkpoints import Checkpoint, open_checkpoint
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
-from ratfast.layout import Layout
+from ratfast.layout import Layout, TensorSpec
 
 UNRELATED = 0.95
 """The share of the distance of independent networks from which on two models count as not related."""
@@ -165,13 +165,19 @@ def distances_of_files(
 def _gram(paths: Sequence[str | os.PathLike[str]], labels: Sequence[str]) -> tuple[np.ndarray, Layout]:
     """Inner products (T, N, N) of files by parameter, and the layout of these T parameters in the first file."""
     files = [open_checkpoint(path) for path in paths]
-    check_layouts([file.layout for file in files], labels)
-    parameters = Layout(entry for entry in files[0].layout if not is_buffer_name(entry.name, entry.dtype))
+    # What shares memory in every file counts once; what does so in some only is several tensors.
+    tied_alike = all(file.aliases == files[0].aliases for file in files)
+    layouts = [file.layout if tied_alike else _expanded(file) for file in files]
+    check_layouts(layouts, labels)
+    parameters = Layout(entry for entry in layouts[0] if not is_buffer_name(entry.name, entry.dtype))
     if not len(parameters):
         raise InputError(f"{labels[0]} holds no parameters, so there are no distances")
     products = np.zeros((len(parameters), len(files), len(files)))
     for t, entry in enumerate(parameters):
-        pieces = [(file.bytes_of(entry.name), file.layout[entry.name].dtype) for file in files]
+        pieces = [
+            (file.bytes_of(entry.name), layout[entry.name].dtype)
+            for file, layout in zip(files, layouts, strict=True)
+        ]
         for label, (_, dtype) in zip(labels, pieces, strict=True):
             if not BY_NAME[dtype].is_floating:
                 raise InputError(f"{entry.name!r} is {dtype} in {label}, expected a floating type")
@@ -180,6 +186,12 @@ def _gram(paths: Sequence[str | os.PathLike[str]], labels: Sequence[str]) -> tup
             with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for it
                 products[t] += block @ block.T
     return products, parameters
+
+
+def _expanded(file: Checkpoint) -> Layout:
+    """The file's tensors with aliases as tensors of their own."""
+    entries = {name: file.layout[file.aliases.get(name, name)] for name in file.names}
+    return Layout.pack(TensorSpec(name, entry.shape, entry.dtype) for name, entry in entries.items())
 
 
 def _elements(data: np.ndarray, dtype: str, start: int) -> np.ndarray:

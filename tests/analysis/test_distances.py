@@ -130,6 +130,23 @@ def test_equal_models_have_distance_zero(tmp_path):
     assert found.distances[0, 2] == pytest.approx(state["w"].double().norm().item() / 2)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights(tmp_path, tied):
+    """DomainBed's files hold every network under two names; what is one tensor in all files counts once."""
+    states = []
+    for _ in range(2):
+        weight = torch.randn(3, 4)
+        states.append({"network.weight": weight, "featurizer.weight": weight})
+    if not tied:
+        states[1]["featurizer.weight"] = states[1]["featurizer.weight"].clone()
+    paths = [tmp_path / f"{index}.pth" for index in range(2)]
+    for state, path in zip(states, paths, strict=True):
+        torch.save(state, path)
+    found = distances_of_files(paths)
+    apart = (states[0]["network.weight"].double() - states[1]["network.weight"].double()).norm().item()
+    assert found.distances[0, 1] == pytest.approx(apart if tied else apart * 2**0.5)
+
+
 @pytest.mark.parametrize(
     ("states", "message"),
     [
