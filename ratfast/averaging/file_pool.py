@@ -22,7 +22,7 @@ from ratfast.checkpoints import Checkpoint, open_checkpoint
 from ratfast.checkpoints.mapped import let_go
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
-from ratfast.layout import Layout, TensorSpec
+from ratfast.layout import Entry, Layout, TensorSpec
 
 FileName = str | os.PathLike[str]
 _BATCH_BYTES = 64 << 20  # of tensors of one model whose Gram matrices are computed in one call
@@ -94,7 +94,10 @@ class FilePool:
         self._check_kinds(first)
         self._buffers = of_buffers
         if buffers == "error":
+            ranges = _ranges(entry for entry in first if entry.name in of_buffers)
             for n in range(1, self._models):
+                if self._same_bytes(ranges, n):
+                    continue
                 differing = [e.name for e in first if e.name in of_buffers and not self._equal(e.name, n)]
                 if differing:
                     raise buffers_differ(differing, self.names[n], self.names[0])
@@ -318,6 +321,13 @@ class FilePool:
                 if BY_NAME[dtype].is_floating != floating and (floating or self._policy == "average"):
                     raise other_kind(entry.name, dtype, self.names[n], entry.dtype, self.names[0])
 
+    def _same_bytes(self, ranges: Sequence[tuple[int, int]], other: int) -> bool:
+        """Whether ranges of the rows of two files of one layout hold the same: quicker than name by name."""
+        one, two = self.files[0], self.files[other]
+        if one.row is None or two.row is None or one.layout != two.layout:
+            return False
+        return all(np.array_equal(one.row[start:end], two.row[start:end]) for start, end in ranges)
+
     def _equal(self, name: str, other: int) -> bool:
         """Whether a tensor of another file is that of the first; NaN equals NaN."""
         whole = Span(name, 0, self.files[0].layout[self.files[0].aliases.get(name, name)].numel)
@@ -343,6 +353,17 @@ class FilePool:
             batches[-1].append(name)
             size += self.layout[name].nbytes
         return batches
+
+
+def _ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
+    """The bytes of a row that entries take, neighbours together."""
+    found: list[tuple[int, int]] = []
+    for entry in entries:
+        if found and found[-1][1] == entry.offset:
+            found[-1] = (found[-1][0], entry.offset + entry.nbytes)
+        else:
+            found.append((entry.offset, entry.offset + entry.nbytes))
+    return found
 
 
 def threads() -> int:

@@ -117,11 +117,14 @@ def merge_files(
         if not has_base(method):
             raise InputError(f"the method {method} takes no base")
         paths, options = [options["base"], *paths], {**options, "base": 0}
-    diagonals = find_checkpoints(options.pop("fisher", None) or ())
-    if (method == "fisher") != bool(diagonals) or (diagonals and len(diagonals) != len(paths)):
-        if method != "fisher":
-            raise InputError(f"the method {method} takes no Fisher diagonals")
-        raise InputError(f"fisher needs a file of the Fisher diagonal for each of {len(paths)} checkpoints")
+    fisher = options.pop("fisher", None)
+    if fisher is not None and method != "fisher":
+        raise InputError(f"the method {method} takes no Fisher diagonals")
+    diagonals = find_checkpoints(fisher or ())
+    if method == "fisher" and len(diagonals) != len(paths):
+        raise InputError(
+            f"fisher needs a file of the Fisher diagonal of each of {len(paths)} checkpoints, got {len(diagonals)}"
+        )
     return _Job(paths, diagonals, method, options, buffers, dtype, method).write(output, progress)
 
 
@@ -192,20 +195,29 @@ class _Job:
             dtype=self.dtype,
             diagonals=len(self.diagonals),
         )
-        combination, outputs, notes = self._plan(pool, output, only)
+        own = pool.files[: len(self.paths)]
+        models = [file.metadata.get("model") if is_safetensors(file.path) else None for file in own]
+        combination, outputs, notes = self._plan(pool, output, only, models)
         write_outputs(pool, combination, outputs, notes, progress)
         return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
 
     def _plan(
-        self, rows: Rows, output: FileName, only: int | None
+        self, rows: Rows, output: FileName, only: int | None, models: Sequence[Any]
     ) -> tuple[Combination, list[str], Callable[[int, list[str]], dict[str, Any]]]:
-        """The combination, the outputs' names, and their metadata given the inputs' SHA-256."""
+        """The combination, the outputs' names, and their metadata given the inputs' SHA-256.
+
+        Args:
+            rows: the pool.
+            output: the name that was asked for.
+            only: the output to make, of several; None for all.
+            models: what each file says of its model, which is kept where all say the same.
+        """
         combination = plan(rows, self.method, dict(self.options))
         numbers = list(range(combination.outputs)) if only is None else [only]
         if only is not None:
             combination = combination.output(only)
         outputs = [os.fspath(output)] if only is not None else output_names(output, combination.points)
-        model = self._model()
+        model = models[0] if all(model == models[0] for model in models) else None
 
         def notes(k: int, digests: list[str]) -> dict[str, Any]:
             files = [
@@ -234,11 +246,6 @@ class _Job:
         """Whether the weights say all."""
         return self.method == "weighted" and not self.options.get("weights_for")
 
-    def _model(self) -> Any:
-        """What all checkpoints say of their model, if they say the same."""
-        models = [read_metadata(path).get("model") if is_safetensors(path) else None for path in self.paths]
-        return models[0] if all(model == models[0] for model in models) else None
-
     def _with_torch(self, output: FileName, only: int | None, progress: Progress | None) -> Written:
         from ratfast.averaging.merging import result_dtypes
         from ratfast.averaging.pool import Pool
@@ -246,7 +253,8 @@ class _Job:
 
         files = [*self.paths, *self.diagonals]
         pool = Pool.open(files, "cpu", buffers=self.buffers, diagonals=len(self.diagonals))
-        combination, outputs, notes = self._plan(pool, output, only)
+        models = [read_metadata(path).get("model") for path in self.paths]
+        combination, outputs, notes = self._plan(pool, output, only, models)
         results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
         with ThreadPoolExecutor(threads()) as workers:
             digests = list(workers.map(lambda path: open_checkpoint(path).sha256(), files))
