@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
 from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.sections import Section, sections
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import MappedFile, is_safetensors, read_header
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
@@ -106,6 +108,11 @@ class Pool:
         layout = _layout(models[0], members, of_buffers, [name for name in first if name not in aliases])
         if buffers == "error":
             check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
+        if buffers == "keep":
+            models_only = members[: len(members) - diagonals]
+            warn_if_statistics_differ(
+                [statistics_of(m.tensors) for m in models_only], [m.label for m in models_only]
+            )
         rows = [_row(model, member, layout, place) for model, member in zip(models, members, strict=True)]
         return cls(
             layout, rows, [member.label for member in members], of_buffers, buffers, diagonals, aliases

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.members import (
     Member,
@@ -22,6 +23,7 @@ from ratfast.averaging.members import (
     tied,
 )
 from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -97,6 +99,8 @@ def average(
     kept_names = [name for name in first if name not in in_sums]
     if buffers == "error":
         check_equal(kept_names, members)
+    if buffers == "keep":
+        warn_if_statistics_differ([statistics_of(m.tensors) for m in members], [m.label for m in members])
     if buffers == "average":
         others = {name: average_integer(name, members, numbers) for name in kept_names}
     else:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import update_bn
 import ratfast
 from ratfast import InputError
 from ratfast.averaging.batch_norm import load_and_recompute, recompute_batch_norm, statistics_of
+from ratfast.averaging.file_pool import FilePool
 from ratfast.averaging.statistics import statistics_difference, warn_if_statistics_differ
 
 
@@ -177,3 +178,26 @@ def test_no_warning_where_all_agree(recwarn):
     warn_if_statistics_differ([{"bn.running_var": np.array([1.0, math.nan])}] * 2, ["a", "b"])
     warn_if_statistics_differ([{"w": np.ones(2)}, {"w": np.zeros(2)}], ["a", "b"])
     assert not recwarn
+
+
+def kept(models, how, folder):
+    if how == "average":
+        ratfast.average(models, buffers="keep")
+    elif how == "pool":
+        ratfast.Pool.open(models, buffers="keep")
+    else:
+        paths = [folder / f"{index}.safetensors" for index in range(len(models))]
+        for model, path in zip(models, paths, strict=True):
+            ratfast.checkpoints.save(model.state_dict(), path)
+        FilePool(paths, None, buffers="keep")
+
+
+@pytest.mark.parametrize("how", ["average", "pool", "files"])
+def test_averages_that_keep_what_differs_warn_once(tmp_path, how, recwarn):
+    models = [nn.BatchNorm1d(2) for _ in range(3)]
+    models[1].num_batches_tracked += 1
+    kept(models, how, tmp_path)
+    assert not recwarn
+    models[2].running_var.fill_(4)
+    kept(models, how, tmp_path)
+    assert len(recwarn) == 1 and "'running_var', by up to 3" in str(recwarn[0].message)
