@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.members import (
     Member,
@@ -19,8 +20,10 @@ from ratfast.averaging.members import (
     open_member,
     open_members,
     strides_of,
+    tied,
 )
 from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -78,7 +81,7 @@ def average(
         InputError: models, weights or `out` do not fit together, or buffers differ and `buffers` is "error".
     """
     check_buffers(buffers)
-    target_dtype = _floating_dtype(dtype)
+    target_dtype = floating_dtype(dtype)
     members = open_members(models)
     numbers = check_weights(weights, len(members))
     first = members[0].tensors
@@ -91,11 +94,13 @@ def average(
         results = _check_out(out, members[0])
 
     summed = [name for name in first if is_mixed(dtype_name(name, first[name]), name in of_buffers, buffers)]
-    check_kinds(summed, members)
+    check_kinds(list(first) if buffers == "average" else summed, members, buffers)
     in_sums = set(summed)
     kept_names = [name for name in first if name not in in_sums]
     if buffers == "error":
         check_equal(kept_names, members)
+    if buffers == "keep":
+        warn_if_statistics_differ([statistics_of(m.tensors) for m in members], [m.label for m in members])
     if buffers == "average":
         others = {name: average_integer(name, members, numbers) for name in kept_names}
     else:
@@ -109,7 +114,7 @@ def average(
             strides_of(first[names[0]]),
             Tensor(),
         )
-        for names in _tied(summed, members)
+        for names in tied(summed, members)
     ]
     if out is not None:
         # Copies, because what is written into may be their memory.
@@ -134,7 +139,12 @@ def average(
     return results
 
 
-def _floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that a result is asked to have.
+
+    Raises:
+        InputError: it is no floating type that is known.
+    """
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
@@ -160,19 +170,6 @@ def _check_out(out: nn.Module | MutableMapping[str, Tensor], first: Member) -> d
                 f"{dtype_name(name, first.tensors[name])}"
             )
     return {name: results[name] for name in first.tensors}
-
-
-def _tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
-    """Groups the names that are the same memory in every model."""
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name in names:
-        tensors = [member.tensors[name] for member in members]
-        if tensors[0].numel() == 0:
-            groups[(name,)].append(name)
-            continue
-        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
-        groups[same].append(name)
-    return list(groups.values())
 
 
 def _place(

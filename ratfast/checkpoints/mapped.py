@@ -45,6 +45,27 @@ def map_file(path: str | os.PathLike[str], *, writable: bool = False) -> np.ndar
     return np.frombuffer(memory, np.uint8)
 
 
+def let_go(data: np.ndarray) -> None:
+    """Tells the system that what is mapped read-only under `data` is not needed soon; nothing else changes.
+
+    The pages stay in the page cache, but no longer count as this process's. Memory of other kinds is left alone.
+
+    Args:
+        data: (bytes,) uint8, such as part of a `map_file`.
+    """
+    whole = data
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    memory = whole.base.obj if isinstance(whole.base, memoryview) else whole.base
+    if not isinstance(memory, mmap.mmap) or whole.flags.writeable:
+        return
+    start = data.ctypes.data - whole.ctypes.data
+    begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (start + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
 class MappedFile:
     """The data of a safetensors file, mapped by `map_file`.
 
