@@ -55,9 +55,15 @@ def against_float64(inputs: list[Path]) -> Callable[[Path], None]:
     def check(output: Path) -> None:
         found = load(output)
         for name, exact in expected.items():
-            tolerance = 4 * torch.finfo(torch.float32).eps * len(inputs) * float(exact.abs().max().clamp(min=0.1))
+            tolerance = (
+                4 * torch.finfo(torch.float32).eps * len(inputs) * float(exact.abs().max().clamp(min=0.1))
+            )
             torch.testing.assert_close(
-                found[name].double(), exact, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+                found[name].double(),
+                exact,
+                rtol=0,
+                atol=tolerance,
+                msg=lambda text, name=name: f"{name}: {text}",
             )
 
     return check
@@ -65,9 +71,7 @@ def against_float64(inputs: list[Path]) -> Callable[[Path], None]:
 
 def contestants(folder: Path) -> list[Contestant]:
     """This project and all that is installed of the others."""
-    inputs = folder / "inputs"
-    inputs.mkdir(exist_ok=True)
-    safe, pickled = write_models(inputs, NETWORK, MODELS)
+    safe, pickled = write_models(folder, NETWORK, MODELS)
     check = against_float64(safe)
     found = []
 
@@ -89,14 +93,10 @@ def contestants(folder: Path) -> list[Contestant]:
     if (environment := os.environ.get("RATFAST_BENCH_TIMM")) and (
         script := os.environ.get("RATFAST_BENCH_TIMM_SCRIPT")
     ):
-        timm = [f"{environment}/bin/python", script, "--input", str(inputs), "--no-sort"]
-        only = f"{NETWORK}-*"
-        add(
-            "timm-script-safetensors",
-            [*timm, "--filter", f"{only}.safetensors", "--safetensors", "--output", str(out_safe)],
-            out_safe,
-        )
-        add("timm-script-pth", [*timm, "--filter", f"{only}.pth", "--output", str(out_pickled)], out_pickled)
+        timm = [f"{environment}/bin/python", script, "--input", str(safe[0].parent), "--no-sort"]
+        ways = ["--filter", "*.safetensors", "--safetensors"], ["--filter", "*.pth"]
+        add("timm-script-safetensors", [*timm, *ways[0], "--output", str(out_safe)], out_safe)
+        add("timm-script-pth", [*timm, *ways[1], "--output", str(out_pickled)], out_pickled)
     peers = [sys.executable, str(Path(__file__).with_name("file_peers.py"))]
     for way in ("official-running-mean", "model-soups-dicts", "timm-loop"):
         add(f"{way}-pth", [*peers, way, str(out_pickled), *map(str, pickled)], out_pickled)

@@ -1,10 +1,10 @@
 """The weight work of a greedy soup of N checkpoint files: this project against the official script's way.
 
-`python benchmarks/record.py benchmarks/greedy.py` selects among N random ResNet-50s with a given evaluation, which takes
-no time and scores every candidate better than the last, so that all are accepted: the most work there can be. Both
-first score every model alone. The official way (ModelRatatouille's and DiWA's inference) then loads every accepted
-checkpoint again for every candidate, and averages them anew: N + N (N + 1) / 2 loads. Its building of a network for
-every checkpoint is left out. Both end with the same average, which is compared with a sum in float64.
+`python benchmarks/record.py benchmarks/greedy.py` selects among N random ResNet-50s with a given evaluation, which
+takes no time and scores every candidate better than the last, so that all are accepted: the most work there can be.
+Both first score every model alone. The official way (ModelRatatouille's and DiWA's inference) then loads every
+accepted checkpoint again for every candidate, and averages them anew: N + N (N + 1) / 2 loads. Its building of a
+network for every checkpoint is left out. Both end with the same average, which is compared with a sum in float64.
 
 `extra.models_read` counts how often a checkpoint was read, loaded or, where mapped, summed.
 
@@ -146,9 +146,7 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(os.environ.get("RATFAST_BENCH_FOLDER", temporary)) / "inputs"
-        folder.mkdir(exist_ok=True)
-        measure(folder, arguments.json)
+        measure(Path(os.environ.get("RATFAST_BENCH_FOLDER", temporary)), arguments.json)
 
 
 if __name__ == "__main__":

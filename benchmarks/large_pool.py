@@ -103,7 +103,9 @@ def measure(folder: Path, json_path: str | None) -> None:
     out, empty = folder / "out.safetensors", folder / "empty"
     results = compare(
         [
-            Contestant("read", [sys.executable, "-c", READER, str(empty), *files], empty, lambda output: None),
+            Contestant(
+                "read", [sys.executable, "-c", READER, str(empty), *files], empty, lambda output: None
+            ),
             Contestant("ratfast-average", [*RATFAST, "average", "-o", str(out), *files], out, check),
         ],
         ROUNDS,

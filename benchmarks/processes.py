@@ -160,7 +160,9 @@ def _once(contestant: Contestant, prepare: Callable[[], None], sampling: float |
     measured = run(contestant.command, sampling)
     if sampling is not None:
         contestant.check(contestant.output)
-    contestant.output.unlink(missing_ok=True)  # at once, so that it is not written to disk during the next run
+    contestant.output.unlink(
+        missing_ok=True
+    )  # at once, so that it is not written to disk during the next run
     return measured
 
 

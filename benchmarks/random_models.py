@@ -106,14 +106,16 @@ def write_models(folder: Path, network: str, count: int) -> tuple[list[Path], li
     """Writes the same models twice, as safetensors and as torch.save does; both are then in the page cache.
 
     Args:
-        folder: where; files that are there already are taken as they are.
+        folder: where; into a folder in it for this network and number. Files that are there are taken as they are.
         network: a torchvision model that gives the shapes.
         count: how many models.
 
     Returns:
         The safetensors files and the `.pth` files.
     """
-    safe = [folder / f"{network}-{index}.safetensors" for index in range(count)]
+    folder = folder / f"{count}-{network}"
+    folder.mkdir(parents=True, exist_ok=True)
+    safe = [folder / f"{index:03}.safetensors" for index in range(count)]
     pickled = [path.with_suffix(".pth") for path in safe]
     for index in range(count):
         if safe[index].exists() and pickled[index].exists():

@@ -117,7 +117,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         of_pytest = suite.name.startswith("test_")
-        command = [sys.executable, "-m", "pytest", "-q", str(suite), *sys.argv[2:], f"--benchmark-json={report}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            str(suite),
+            *sys.argv[2:],
+            f"--benchmark-json={report}",
+        ]
         if not of_pytest:
             command = [sys.executable, str(suite), *sys.argv[2:], f"--json={report}"]
         environment = {
