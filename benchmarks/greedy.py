@@ -4,7 +4,8 @@
 takes no time and scores every candidate better than the last, so that all are accepted: the most work there can be.
 Both first score every model alone. The official way (ModelRatatouille's and DiWA's inference) then loads every
 accepted checkpoint again for every candidate, and averages them anew: N + N (N + 1) / 2 loads. Its building of a
-network for every checkpoint is left out. Both end with the same average, which is compared with a sum in float64.
+network for every checkpoint is left out. Both keep the first member's batch-norm buffers, and end with the same
+average, which is compared with a sum in float64.
 
 `extra.models_read` counts how often a checkpoint was read, loaded or, where mapped, summed.
 
@@ -30,7 +31,7 @@ from unittest import mock
 
 import torch
 from processes import report
-from random_models import write_models
+from random_models import on_meta, write_models
 from torch import Tensor
 
 import ratfast
@@ -39,6 +40,8 @@ from ratfast import ops
 MODELS = int(os.environ.get("RATFAST_BENCH_MODELS", "20"))
 NETWORK = os.environ.get("RATFAST_BENCH_NETWORK", "resnet50")
 ROUNDS = int(os.environ.get("RATFAST_BENCH_ROUNDS", "3"))
+
+PARAMETERS = [name for name, _ in on_meta(NETWORK).named_parameters()]
 
 Evaluate = Callable[[dict[str, Tensor]], float]
 State = dict[str, Tensor]
@@ -51,8 +54,12 @@ def official_way(paths: list[Path], evaluate: Evaluate, load: Callable[[Path], S
     for candidate in sorted(paths, key=alone.__getitem__, reverse=True):
         average: State = {}
         for count, path in enumerate([*members, candidate]):
-            for name, new in load(path).items():
-                average[name] = (average[name] * count + new) / (1.0 + count) if count else new
+            state = load(path)
+            if not count:
+                average = dict(state)
+                continue
+            for name in PARAMETERS:
+                average[name] = (average[name] * count + state[name]) / (1.0 + count)
         score = evaluate(average)
         if score >= best:
             best, soup = score, average
@@ -62,7 +69,7 @@ def official_way(paths: list[Path], evaluate: Evaluate, load: Callable[[Path], S
 
 def greedy_way(paths: list[Path], evaluate: Evaluate) -> State:
     """This project's, from opening the files to the selected average."""
-    pool = ratfast.Pool.open(paths, buffers="average")
+    pool = ratfast.Pool.open(paths, buffers="keep")
     return pool.average(ratfast.greedy_soup(pool, evaluate).weights)
 
 
@@ -83,7 +90,7 @@ def greedy_reads(paths: list[Path]) -> tuple[State, int]:
 
     What is read was mapped: sums whose memory lies in one of the pool's rows read a checkpoint.
     """
-    pool = ratfast.Pool.open(paths, buffers="average")
+    pool = ratfast.Pool.open(paths, buffers="keep")
     rows = {section.data_ptr() for index in range(len(pool)) for section in pool.summands(index)}
     reads = 0
     mix = ops.mix_
@@ -102,9 +109,9 @@ def check(soup: State, paths: list[Path]) -> None:
     """Against the mean of all models in float64."""
     expected: State = {}
     for path in paths:
-        for name, tensor in torch.load(path).items():
-            if tensor.is_floating_point():
-                expected[name] = expected.get(name, 0) + tensor.double() / len(paths)
+        state = torch.load(path)
+        for name in PARAMETERS:
+            expected[name] = expected.get(name, 0) + state[name].double() / len(paths)
     for name, exact in expected.items():
         tolerance = 8 * torch.finfo(torch.float32).eps * len(paths) * float(exact.abs().max().clamp(min=0.1))
         torch.testing.assert_close(soup[name].double(), exact, rtol=0, atol=tolerance)
