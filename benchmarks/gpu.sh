@@ -139,6 +139,7 @@ step build 600 env RATFAST_NATIVE=require RATFAST_CUDA=require "$python" setup.p
 case " $steps " in *" tests "* | *check*) collectable ;; esac
 step tests 600 "$python" -m pytest -q -p no:cacheprovider tests "${ignored[@]}"
 bash_step memcheck 600 memcheck
+export RATFAST_BENCH_MODELS=${RATFAST_BENCH_MODELS:-4,20} # of the averaging suite
 for suite in optimizers averaging; do
     [ -e "benchmarks/test_$suite.py" ] && bash_step "$suite" 600 measure "$suite"
 done

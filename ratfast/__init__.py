@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from ratfast.averaging import average, merge, merge_files
     from ratfast.averaging.pool import Pool
     from ratfast.averaging.soup import greedy_soup
+    from ratfast.ema import ModelEma
 
 __all__ = [
     "Arena",
     "InputError",
+    "ModelEma",
     "Pool",
     "__version__",
     "average",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Arena": "arena",
+    "ModelEma": "ema",
     "Pool": "averaging.pool",
     "average": "averaging",
     "checkpoints": None,

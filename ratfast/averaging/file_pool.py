@@ -18,9 +18,10 @@ from ratfast.averaging.rules import (
     not_finite,
     other_kind,
 )
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import Checkpoint
 from ratfast.checkpoints.mapped import let_go
-from ratfast.checkpoints.names import is_buffer_name
+from ratfast.checkpoints.names import is_buffer_name, is_statistic_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Entry, Layout, TensorSpec
 
@@ -92,6 +93,18 @@ class FilePool:
         self._check_diagonals(first)
         self._check_kinds(first)
         self._buffers = of_buffers
+        if buffers == "keep":
+            names = [name for name in first.names if is_statistic_name(name)]
+            warn_if_statistics_differ(
+                [
+                    {
+                        name: decode(file.bytes_of(name), file.layout[file.aliases.get(name, name)].dtype)
+                        for name in names
+                    }
+                    for file in self.files[: self._models]
+                ],
+                self.names,
+            )
         if buffers == "error":
             ranges = _ranges(entry for entry in first if entry.name in of_buffers)
             for n in range(1, self._models):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
 from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.sections import Section, sections
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import MappedFile, is_safetensors, read_header
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
@@ -31,6 +33,7 @@ class Pool:
         names: what each model is called: its file, or "model 1" and so on.
         device: where the rows are.
         parameters: names of the tensors that methods work on: of floating types and no buffers.
+        policy: for buffers: "keep", "average" or "error".
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Pool:
         self.device = rows[0].device
         self._rows = list(rows)
         self._buffers = buffers
-        self._policy = policy
+        self.policy = policy
         self.aliases = dict(aliases or {})
         self._models = len(rows) - diagonals
         self.parameters = tuple(
@@ -105,6 +108,11 @@ class Pool:
         layout = _layout(models[0], members, of_buffers, [name for name in first if name not in aliases])
         if buffers == "error":
             check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
+        if buffers == "keep":
+            models_only = members[: len(members) - diagonals]
+            warn_if_statistics_differ(
+                [statistics_of(m.tensors) for m in models_only], [m.label for m in models_only]
+            )
         rows = [_row(model, member, layout, place) for model, member in zip(models, members, strict=True)]
         return cls(
             layout, rows, [member.label for member in members], of_buffers, buffers, diagonals, aliases
@@ -212,7 +220,7 @@ class Pool:
         """Writes into a row what takes no part in sums: buffers that are kept, and integers."""
         for section in self._copied:
             section.view(row).copy_(section.view(self._rows[0]))
-        if self._policy == "average" and self._kept:
+        if self.policy == "average" and self._kept:
             self._fill(self.views(row), weights)
 
     def _mix(self, weights: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
@@ -265,7 +273,7 @@ class Pool:
     def _fill(self, result: dict[str, Tensor], weights: Sequence[float]) -> None:
         first = self.views(self._rows[0])
         for name in self._kept:
-            if self._policy == "average":
+            if self.policy == "average":
                 value = average_integer(name, self._members(), weights[: self._models])
             else:
                 value = first[name]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.members import (
     Member,
@@ -22,6 +23,7 @@ from ratfast.averaging.members import (
     tied,
 )
 from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -52,9 +54,9 @@ def average(
 ) -> dict[str, Tensor]:
     """The weighted sum of models, read once each: `sum over n of weights[n] * models[n]`.
 
-    Sums are held in float32, or in float64 where a tensor is float64 in any model. The models may differ in
-    element types, memory formats and devices; the result has those of the first. Models of weight 0 are not
-    read, so that nothing that is not finite in them reaches the result.
+    Sums are held in float64 on the CPU, and on other devices in float32, or in float64 where a tensor is float64
+    in any model. The models may differ in element types, memory formats and devices; the result has those of the
+    first. Models of weight 0 are not read, so that nothing that is not finite in them reaches the result.
 
     Buffers are the buffers of the first module among the models; if there is none, batch-norm statistics
     (`running_mean`, `running_var`, `num_batches_tracked`). Integer tensors always count as buffers; they keep
@@ -97,6 +99,8 @@ def average(
     kept_names = [name for name in first if name not in in_sums]
     if buffers == "error":
         check_equal(kept_names, members)
+    if buffers == "keep":
+        warn_if_statistics_differ([statistics_of(m.tensors) for m in members], [m.label for m in members])
     if buffers == "average":
         others = {name: average_integer(name, members, numbers) for name in kept_names}
     else:

@@ -1,6 +1,7 @@
-"""Checkpoint files: safetensors read, mapped and written, PyTorch's read without running their code.
+"""Checkpoint files: opened, mapped and found whatever their kind, and written as safetensors.
 
-Importing this package, and everything in it that concerns safetensors as bytes, needs no torch.
+`open_checkpoint` is the way in. Importing this package, and everything in it but `load` and `save`, which give and
+take torch's tensors, needs no torch; and nothing that a file contains is ever run.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from ratfast.checkpoints.descriptions import STORAGE_TYPES, Storage
-from ratfast.checkpoints.header import open_input
+from ratfast.checkpoints.header import ZIP_START, open_input
 from ratfast.checkpoints.pickle_machine import Global, Machine, MemoryFile, PickleError
 from ratfast.dtypes import BY_NAME
 
-ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct(
     "<4s22xHH"
 )  # its mark, then after what is of no use here the lengths of two fields

@@ -15,6 +15,7 @@ from ratfast.checkpoints.pickle_machine import Buildable, Global, Machine, Pickl
 
 _LARGEST = 2**62
 _MAX_DIMENSIONS = 64  # numpy's limit
+_ITEM_BYTES = 64  # of an item in a dict, about
 _NUMPY_CODES = re.compile(r"[<>]?(b1|[iu][1248]|f[248]|U[0-9]{1,3})")
 
 
@@ -71,7 +72,7 @@ class Namespace(Buildable):
         """Takes up the attributes, a dict."""
         if type(state) is not dict:
             raise PickleError("a Namespace in it has attributes that are no dict")
-        machine.charge(len(state))
+        machine.charge(_ITEM_BYTES * len(state))
         self.attributes.update(state)
 
 
@@ -130,6 +131,7 @@ def make_table() -> dict[str, Global]:
         "torch._utils._rebuild_parameter": _rebuild_parameter,
         "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
         "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+        "torch.serialization._get_layout": _layout,
         "torch.Tensor": None,
         "torch.nn.parameter.Parameter": None,
         "numpy.dtype": _dtype,
@@ -201,7 +203,7 @@ _DTYPES = (
 )
 _QUANTISATIONS = (
     *("per_tensor_affine", "per_channel_affine", "per_tensor_symmetric", "per_channel_symmetric"),
-    *("per_channel_affine_float_qparams", "strided", "sparse_coo", "sparse_csr"),
+    "per_channel_affine_float_qparams",
 )
 _OTHER_TENSORS = {
     "_rebuild_qtensor": "quantised",
@@ -221,11 +223,11 @@ def _ordered_dict(machine: Machine, arguments: tuple[Any, ...]) -> dict[Any, Any
         return result
     (items,) = _exactly(arguments, 1, "a dict")
     if type(items) is dict:
-        machine.charge(len(items))
+        machine.charge(_ITEM_BYTES * len(items))
         return dict(items)
     if type(items) is not list:
         raise PickleError("a dict in it is made of something else than pairs")
-    machine.charge(len(items))
+    machine.charge(_ITEM_BYTES * len(items))
     for pair in items:
         if type(pair) not in (list, tuple) or len(pair) != 2:
             raise PickleError("a dict in it is made of something else than pairs")
@@ -264,7 +266,7 @@ def _members(machine: Machine, arguments: tuple[Any, ...]) -> list[Any]:
     (items,) = _exactly(arguments, 1, "a set")
     if type(items) not in (list, tuple):
         raise PickleError("a set in it is made of something else than a list")
-    machine.charge(len(items))
+    machine.charge(_ITEM_BYTES // 2 * len(items))
     return [hashable(item) for item in items]
 
 
@@ -339,6 +341,13 @@ def _rebuild_from_type(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     if not isinstance(kind, Global) or kind.name not in names:
         raise PickleError("a tensor in it is damaged")
     return function.build(machine, inner)
+
+
+def _layout(machine: Machine, arguments: tuple[Any, ...]) -> str:
+    (name,) = _exactly(arguments, 1, "a memory layout")
+    if type(name) is not str:
+        raise PickleError("a memory layout in it is none")
+    return name
 
 
 def _unsupported(kind: str) -> Callable[[Machine, tuple[Any, ...]], Unsupported]:

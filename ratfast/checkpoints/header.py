@@ -27,6 +27,7 @@ ALIASES_KEY = "aliases"
 """Where ratfast's note lists further names of tensors: {name: the name in the header}."""
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".pkl", ".ckpt")
+ZIP_START = b"PK\x03\x04"
 HEADER_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
 _LARGEST = 2**63 - 1
 _HASH_BYTES = 32 << 20  # that are hashed at a time; a multiple of the page size
@@ -51,14 +52,17 @@ class Header:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is to be read as safetensors: by its suffix, or if that says nothing, by its start."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".safetensors":
+    """Whether a file is to be read as safetensors: by the suffix .safetensors, or whatever its name by its start.
+
+    Raises:
+        InputError: the name does not say and the file cannot be opened.
+    """
+    if Path(path).suffix.lower() == ".safetensors":
         return True
-    if suffix in PICKLED_SUFFIXES:
-        return False
     with open_input(path) as file:
-        return file.read(9)[8:] == b"{"
+        start = file.read(9)
+    # The header's length is below 2^32; pickles and zip archives have something else there or at the start.
+    return start[4:] == bytes(4) + b"{" and not start.startswith(ZIP_START)
 
 
 def open_input(path: str | os.PathLike[str]) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from ratfast.checkpoints.checkpoint import Checkpoint
-from ratfast.checkpoints.containers import ZIP_START
 from ratfast.checkpoints.finding import INDEX_SUFFIX
-from ratfast.checkpoints.header import open_input
+from ratfast.checkpoints.header import ZIP_START, is_safetensors, open_input
 from ratfast.checkpoints.safetensors_file import open_safetensors
 from ratfast.checkpoints.shards import open_shards
 from ratfast.checkpoints.torch_file import open_torch_file
@@ -32,29 +31,27 @@ def open_checkpoint(
     Raises:
         InputError: the file cannot be opened, is malformed, or holds more than tensors and plain values.
     """
-    name = os.fsdecode(path).lower()
-    if name.endswith(INDEX_SUFFIX):
-        opened = open_shards(path, open_file, writable=writable)
-    elif name.endswith(".safetensors"):
-        opened = open_safetensors(path, writable=writable)
-    else:
+    if not os.fsdecode(path).lower().endswith(INDEX_SUFFIX):
         return open_file(path, key=key, writable=writable)
-    if key is not None:
-        raise InputError(f"{path} holds one state dict, so there is no {key!r} to choose")
-    return opened
+    _check_no_key(path, key)
+    return open_shards(path, open_file, writable=writable)
 
 
 def open_file(path: str | os.PathLike[str], *, key: str | None = None, writable: bool = False) -> Checkpoint:
-    """`open_checkpoint` of a file that is not an index, whose start tells what it is."""
-    with open_input(path) as file:
-        start = file.read(9)
-    if start[:4] == ZIP_START or start[:1] == _PROTOCOL:
-        return open_torch_file(path, key=key, writable=writable)
-    if start[8:] == b"{" or os.fsdecode(path).lower().endswith(".safetensors"):
-        if key is not None:
-            raise InputError(f"{path} holds one state dict, so there is no {key!r} to choose")
+    """`open_checkpoint` of a file that is not an index."""
+    if is_safetensors(path):
+        _check_no_key(path, key)
         return open_safetensors(path, writable=writable)
+    with open_input(path) as file:
+        start = file.read(4)
+    if start == ZIP_START or start.startswith(_PROTOCOL):
+        return open_torch_file(path, key=key, writable=writable)
     raise InputError(
         f"{path} cannot be read as a PyTorch checkpoint: it starts neither like a file of torch.save nor like a "
         "safetensors file"
     )
+
+
+def _check_no_key(path: str | os.PathLike[str], key: str | None) -> None:
+    if key is not None:
+        raise InputError(f"{path} holds one state dict, so there is no {key!r} to choose")

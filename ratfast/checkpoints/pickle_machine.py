@@ -14,7 +14,8 @@ from typing import Any
 
 _COPIES = 16  # bytes that may be copied for each byte of the pickle...
 _FREE = 1 << 20  # ...and in any case
-_LARGEST_KEY = 2**63  # Python does not spread the hashes of larger ones
+_LARGEST_KEY = 2**63  # Python does not spread the hashes of larger ones...
+_LARGEST_IN_TUPLE = 2**31  # ...and in tuples those of any that can be chosen freely
 _HIGHEST_PROTOCOL = 5
 _LINE_BYTES = 128  # looked through at a time for the end of a line
 
@@ -102,7 +103,7 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def charge(self, count: int) -> None:
-        """Notes that `count` bytes or elements are about to be copied.
+        """Notes that about `count` bytes are going to be copied.
 
         Raises:
             PickleError: more than the file's size justifies.
@@ -239,6 +240,7 @@ class Machine:
         name = f"{module}.{attribute}"
         found = self._table.get(name)
         if found is None:
+            name = name if name.isprintable() else ascii(name)
             raise ForbiddenGlobal(name if len(name) <= 120 else name[:117] + "...")
         return found
 
@@ -269,18 +271,20 @@ class Machine:
 
 
 def hashable(key: Any) -> Any:
-    """A key of a dict or member of a set: only what hashes in constant time and spreads."""
-    if type(key) is tuple and len(key) <= 8 and all(_is_simple(part) for part in key):
-        return key
-    if not _is_simple(key):
+    """A key of a dict or member of a set: only what hashes in constant time, and not at will to equal hashes."""
+    if type(key) is tuple:
+        simple = len(key) <= 4 and all(_is_simple(part, _LARGEST_IN_TUPLE) for part in key)
+    else:
+        simple = _is_simple(key, _LARGEST_KEY) or type(key) is float
+    if not simple:
         raise PickleError(f"it uses a {type(key).__name__} as a key, expected text or a number")
     return key
 
 
-def _is_simple(key: Any) -> bool:
+def _is_simple(key: Any, largest: int) -> bool:
     if type(key) is int:
-        return -_LARGEST_KEY <= key <= _LARGEST_KEY
-    return key is None or type(key) in (str, bytes, bool, float)
+        return -largest < key < largest
+    return key is None or type(key) in (str, bytes, bool)
 
 
 def _python2_text(value: str) -> str | bytes:
@@ -316,7 +320,6 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "NONE": lambda machine, _: machine._push(None),
     "NEWTRUE": lambda machine, _: machine._push(True),
     "NEWFALSE": lambda machine, _: machine._push(False),
-    "STRING": Machine._text,
     "BINSTRING": Machine._text,
     "SHORT_BINSTRING": Machine._text,
     "EMPTY_LIST": lambda machine, _: machine._push([]),
@@ -357,11 +360,23 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     Machine._push,
 )
 
+
+def _read_names(file: MemoryFile) -> str:
+    """The argument of GLOBAL, two lines; the table's own reader would undo escapes, which no name has."""
+    lines = file.readline(), file.readline()
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("a name without an end")
+    return " ".join(line[:-1].decode() for line in lines)
+
+
+def _reader(opcode: pickletools.OpcodeInfo) -> Callable[[MemoryFile], Any] | None:
+    if opcode.name == "GLOBAL":
+        return _read_names
+    return opcode.arg.reader if opcode.arg is not None else None
+
+
 _OPERATIONS = {
-    opcode.code.encode("latin-1"): (
-        opcode.arg.reader if opcode.arg is not None else None,
-        _ACTIONS[opcode.name],
-    )
+    opcode.code.encode("latin-1"): (_reader(opcode), _ACTIONS[opcode.name])
     for opcode in pickletools.opcodes
     if opcode.name in _ACTIONS
 }

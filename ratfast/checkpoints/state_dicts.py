@@ -12,6 +12,7 @@ from ratfast.errors import InputError
 PLACES = ("state_dict", "model", "state_dict_ema", "model_dict")
 """Keys under which trainers keep the state dict, in the order in which they are looked for."""
 
+_VALUE_BYTES = 8  # of a reference to a value, where values are copied
 _DEPTH = 100  # of nested plain values; those of trainers are nested 5 deep
 
 
@@ -99,7 +100,7 @@ class _HoldsTensor(Exception):
 
 def _plain(machine: Machine, value: Any, depth: int) -> Any:
     """A value in Python's own types; numpy's and torch's descriptions become numbers, lists and names."""
-    machine.charge(1)
+    machine.charge(_VALUE_BYTES)
     if depth == 0:
         raise PickleError("its values are nested too deeply")
     if isinstance(value, (Tensor, Unsupported, Storage)):

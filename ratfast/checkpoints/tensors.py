@@ -22,13 +22,13 @@ from ratfast.layout import Entry, Layout, TensorSpec
 def load(path: str | os.PathLike[str], *, mapped: bool = False, key: str | None = None) -> dict[str, Tensor]:
     """Reads a checkpoint's tensors, on the CPU, from any kind of file that `open_checkpoint` opens.
 
-    Nothing in the file runs. Names that share one tensor in the file share one here; tensors that share a part of
-    their memory do not.
+    Nothing in the file runs. Truncating the file meanwhile ends the process. Names that share one tensor in the
+    file share one here; tensors that share a part of their memory do not.
 
     Args:
         path: the file.
         mapped: leave the tensors in the file, to be paged in when they are touched. Writing to them does not
-            change the file; truncating the file meanwhile ends the process.
+            change the file.
         key: which entry of a file of `torch.save` is the state dict, see `open_checkpoint`.
 
     Returns:

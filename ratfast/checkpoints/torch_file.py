@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ratfast.checkpoints.checkpoint import Checkpoint, StoredTensor
-from ratfast.checkpoints.containers import ZIP_START, Storages, itemsize_of, read_legacy, read_zip
+from ratfast.checkpoints.containers import Storages, itemsize_of, read_legacy, read_zip
 from ratfast.checkpoints.descriptions import Tensor, Unsupported, make_table
+from ratfast.checkpoints.header import ZIP_START
 from ratfast.checkpoints.mapped import map_file
 from ratfast.checkpoints.pickle_machine import ForbiddenGlobal, PickleError
 from ratfast.checkpoints.state_dicts import find_state_dict

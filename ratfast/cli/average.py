@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ratfast.averaging.files import Written, again, average_files, merge_files
+from ratfast.averaging.mergekit import read_mergekit
 from ratfast.averaging.methods import METHODS, has_base, method_options
 from ratfast.averaging.rules import BUFFERS
 from ratfast.checkpoints import find_checkpoints, open_checkpoint
@@ -92,6 +93,12 @@ class _Grouped(click.Command):
     help="Make an average once more, as its metadata say, if the inputs have not changed; takes no CHECKPOINT.",
 )
 @click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="Merge as a configuration in mergekit's YAML format says; takes no CHECKPOINT and no method.",
+)
+@click.option(
     "--weights",
     metavar="W1,W2,...",
     help="A number for each checkpoint, the base left out; need not sum to 1.",
@@ -130,6 +137,7 @@ def average(
     buffers: str,
     dtype: str | None,
     made: str | None,
+    config: str | None,
     **values: Any,
 ) -> None:
     """Average or merge checkpoints of one architecture into a safetensors file.
@@ -149,6 +157,12 @@ def average(
                     "--again takes the method and the checkpoints from the file, so give no others"
                 )
             written = again(made, output)
+        elif config is not None:
+            if checkpoints or method or given:
+                raise InputError(
+                    "--config takes the method and the checkpoints from the file, so give no others"
+                )
+            written = _configured(config, output, buffers, dtype)
         else:
             written = _combine(checkpoints, output, method, given, buffers, dtype)
     except OSError as error:
@@ -185,6 +199,20 @@ def _combine(
     with _progress(paths) as progress:
         return merge_files(
             paths, output, method=method, buffers=buffers, dtype=dtype, progress=progress, **options
+        )
+
+
+def _configured(config: str, output: str, buffers: str, dtype: str | None) -> Written:
+    merge = read_mergekit(config)
+    with _progress([str(path) for path in merge.paths]) as progress:
+        return merge_files(
+            merge.paths,
+            output,
+            method=merge.method,
+            buffers=buffers,
+            dtype=dtype or merge.dtype,
+            progress=progress,
+            **merge.options,
         )
 
 

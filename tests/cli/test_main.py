@@ -52,6 +52,7 @@ def raising(error: BaseException):
         ("main", ["--help"]),
         ("main", ["info", "--help"]),
         ("main", ["average", "--help"]),
+        ("main", ["convert", "--help"]),
         ("train", ["--help"]),
     ],
 )
