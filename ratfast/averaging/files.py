@@ -49,6 +49,7 @@ def average_files(
     buffers: str = "error",
     dtype: str | None = None,
     method: str | None = None,
+    selection: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Averages checkpoints into a safetensors file, by the rules of `ratfast.average`.
@@ -62,6 +63,7 @@ def average_files(
         buffers: as in `merge_files`.
         dtype: as in `merge_files`.
         method: how checkpoints and weights were chosen, for the metadata; by default "uniform" or "weighted".
+        selection: what else the metadata are to say of that choice, as JSON-able values.
         progress: as in `merge_files`.
 
     Raises:
@@ -70,7 +72,14 @@ def average_files(
     """
     options = {} if weights is None else {"weights": weights}
     job = _Job(
-        paths, (), "weighted", options, buffers, dtype, method or ("weighted" if options else "uniform")
+        paths,
+        (),
+        "weighted",
+        options,
+        buffers,
+        dtype,
+        method or ("weighted" if options else "uniform"),
+        selection,
     )
     return job.write(output, progress)
 
@@ -160,7 +169,7 @@ def again(made: FileName, output: FileName, *, progress: Progress | None = None)
     method = label if "options" in note else "weighted"
     if method not in METHODS:
         raise InputError(f"{made} was made by the method {label!r}, which this version does not have")
-    job = _Job(paths, others, method, options, buffers, dtype, label)
+    job = _Job(paths, others, method, options, buffers, dtype, label, note.get("selection"))
     return job.write(output, progress, only=note.get("output"))
 
 
@@ -175,6 +184,7 @@ class _Job:
     buffers: str
     dtype: str | None
     label: str  # the method's name in the metadata
+    selection: Mapping[str, Any] | None = None  # what else they say of the choice of weights
 
     def write(self, output: FileName, progress: Progress | None, only: int | None = None) -> Written:
         check_buffers(self.buffers)
@@ -236,6 +246,8 @@ class _Job:
                 note["dtype"] = self.dtype
             if len(outputs) > 1 or only is not None:
                 note |= {"output": numbers[k], "point": combination.points[k]}
+            if self.selection is not None:
+                note["selection"] = dict(self.selection)
             note["version"] = __version__
             return note if model is None else {**note, "model": model}
 

@@ -271,12 +271,15 @@ class Pool:
                 target.copy_(output)
 
     def _fill(self, result: dict[str, Tensor], weights: Sequence[float]) -> None:
-        first = self.views(self._rows[0])
+        members = [
+            Member(label, {name: _view(row, self.layout[name]) for name in self._kept}, None)
+            for label, row in zip(self.names[: self._models], self._rows, strict=False)
+        ]
         for name in self._kept:
             if self.policy == "average":
-                value = average_integer(name, self._members(), weights[: self._models])
+                value = average_integer(name, members, weights[: self._models])
             else:
-                value = first[name]
+                value = members[0].tensors[name]
             result[name].copy_(value)
 
     def _tensors(self, models: Iterable[int], names: Sequence[str]) -> list[list[Tensor]]:
@@ -290,10 +293,6 @@ class Pool:
             TensorSpec(e.name, e.shape, dtypes.get(e.name, e.dtype), e.strides, e.name in self._buffers)
             for e in self.layout
         )
-
-    def _members(self) -> list[Member]:
-        rows = self._rows[: self._models]
-        return [Member(name, self.views(row), None) for name, row in zip(self.names, rows, strict=False)]
 
 
 def _layout(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ratfast import ops
+from ratfast.averaging.files import average_files
 from ratfast.averaging.members import Model
 from ratfast.averaging.pool import Pool
 from ratfast.averaging.selection import dagger_list, rank
 from ratfast.averaging.tensors import average
-from ratfast.checkpoints import open_checkpoint
 from ratfast.checkpoints.tensors import save
 from ratfast.errors import InputError
 from ratfast.version import __version__
@@ -96,25 +96,27 @@ class GreedySoup:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the soup as a safetensors file whose metadata hold inputs, weights, and the log of the selection.
 
+        Where all models are files, they are averaged from file to file, so that `ratfast.averaging.files.again` makes
+        the same bytes once more.
+
         Raises:
             InputError: the file cannot be written there.
             OSError: writing failed, such as on a full disk; nothing is left behind.
         """
         names = self._pool.names
-        note: dict[str, Any] = {"kind": "average", "method": "greedy", "weights": self.weights}
-        note["inputs"] = [
-            {"file": name, "sha256": open_checkpoint(name).sha256()}
-            if os.path.exists(name)
-            else {"model": name}
-            for name in names
-        ]
-        note |= {"buffers": self._pool.policy, "selection": self.note(), "version": __version__}
-        models = [
-            open_checkpoint(name).metadata.get("model") if os.path.exists(name) else None for name in names
-        ]
-        if models[0] is not None and all(model == models[0] for model in models):
-            note["model"] = models[0]  # what all inputs say about the network
-        save(self.average(), path, note)
+        if all(os.path.isfile(name) for name in names):
+            average_files(
+                names,
+                path,
+                weights=self.weights,
+                buffers=self._pool.policy,
+                method="greedy",
+                selection=self.note(),
+            )
+            return
+        note = {"kind": "average", "method": "greedy", "weights": self.weights}
+        note |= {"inputs": [{"model": name} for name in names], "buffers": self._pool.policy}
+        save(self.average(), path, note | {"selection": self.note(), "version": __version__})
 
 
 @torch.no_grad()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ratfast import ops
-from ratfast.averaging.batch_norm import statistics_of
+from ratfast.averaging.batch_norm import recompute_batch_norm, statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.members import (
     Member,
@@ -28,6 +29,9 @@ from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.rows import memory_span, same_view
+
+RECOMPUTE = "recompute"
+"""The policy for buffers that needs a module and data, so only `average` has it."""
 
 _BATCH_BYTES = 256 << 20  # of copies in another memory order that exist at a time
 
@@ -51,6 +55,7 @@ def average(
     buffers: str = "error",
     out: nn.Module | MutableMapping[str, Tensor] | None = None,
     dtype: torch.dtype | str | None = None,
+    loader: Iterable[Any] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted sum of models, read once each: `sum over n of weights[n] * models[n]`.
 
@@ -67,11 +72,13 @@ def average(
             must agree in names and shapes.
         weights: one finite number for each model; by default 1 / N. They need not sum to 1 and may be
             negative.
-        buffers: `"keep"` the first model's buffers; `"average"` them as well; or `"error"`: keep them, but
-            raise if another model's differ.
+        buffers: `"keep"` the first model's buffers; `"average"` them as well; `"error"`: keep them, but
+            raise if another model's differ; or `"recompute"`: average them, then set batch-norm statistics to those
+            of the data that `loader` gives `out`, as `recompute_batch_norm` does.
         out: a module or a dict of tensors to write the result into, which may be one of the models; it keeps
             its element types and devices.
         dtype: the result's type, for tensors of floating types; by default each keeps the first model's.
+        loader: batches of inputs, for `"recompute"` only.
 
     Returns:
         The result by name, in the order of the first model; without gradients. Tensors that share memory in
@@ -80,6 +87,12 @@ def average(
     Raises:
         InputError: models, weights or `out` do not fit together, or buffers differ and `buffers` is "error".
     """
+    if buffers == RECOMPUTE:
+        if not isinstance(out, nn.Module) or loader is None:
+            raise InputError('buffers="recompute" needs out, a module, and loader, which gives it batches')
+        results = average(models, weights, buffers="average", out=out, dtype=dtype)
+        recompute_batch_norm(out, loader)
+        return results
     check_buffers(buffers)
     target_dtype = floating_dtype(dtype)
     members = open_members(models)

@@ -18,6 +18,7 @@ from ratfast.averaging.rules import BUFFERS
 from ratfast.checkpoints import find_checkpoints, open_checkpoint
 from ratfast.checkpoints.header import PICKLED_SUFFIXES
 from ratfast.cli.context import CONTEXT
+from ratfast.cli.greedy import GREEDY, greedy
 from ratfast.cli.selecting import SELECTIONS, selection_options
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -59,7 +60,7 @@ class _Grouped(click.Command):
             with formatter.section(title):
                 formatter.write_dl([records[name] for name in names])
         if chosen:
-            with formatter.section(f"Selections ({', '.join(SELECTIONS)})"):
+            with formatter.section(f"Selections ({', '.join([*SELECTIONS, GREEDY])})"):
                 formatter.write_dl([records[name] for name in chosen])
 
 
@@ -71,7 +72,7 @@ class _Grouped(click.Command):
 @click.option(
     "--method",
     metavar="NAME",
-    help=f"One of {', '.join([*METHODS, *SELECTIONS])}.  [default: uniform, or weighted if --weights is given]",
+    help=f"One of {', '.join([*METHODS, *SELECTIONS, GREEDY])}.  [default: uniform; weighted with --weights]",
 )
 @click.option(
     "--buffers",
@@ -189,6 +190,8 @@ def _combine(
         raise click.UsageError("Missing argument 'CHECKPOINT...'.")
     method = method or ("weighted" if "weights" in given or "weights_for" in given else "uniform")
     paths = [str(path) for path in find_checkpoints(checkpoints)]
+    if method == GREEDY:
+        return greedy(paths, output, given, buffers, dtype)
     if method in SELECTIONS:
         weights = SELECTIONS[method](paths, given)
         with _progress(paths) as progress:

@@ -22,10 +22,16 @@ def _weights(name: str, paths: Sequence[str], options: Mapping[str, Any]) -> lis
     for option in options:
         if option not in (RULES[name].__kwdefaults__ or ()):
             raise InputError(f"--method {name} takes no --{option.replace('_', '-')}")
-    values = {
-        option: _list(option, value) if option in _LISTS else value for option, value in options.items()
-    }
-    return selection_weights(name, paths, values)
+    return selection_weights(name, paths, parsed(options))
+
+
+def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those that are lists of numbers as such.
+
+    Raises:
+        InputError: one is not.
+    """
+    return {option: _list(option, value) if option in _LISTS else value for option, value in options.items()}
 
 
 SELECTIONS: dict[str, Callable[[Sequence[str], Mapping[str, Any]], list[float]]] = {
@@ -45,12 +51,17 @@ def selection_options() -> list[click.Option]:
         click.Option(
             ["--scores"],
             metavar="S1,S2,...",
-            help="top-k: a score for each checkpoint; else those stored in them.",
+            help="top-k, greedy: a score for each checkpoint; else top-k reads those stored, greedy evaluates each.",
         ),
         click.Option(
             ["--score-key"],
             metavar="KEY",
-            help="top-k: where a stored score stands, such as run.val or metric.",
+            help="top-k, greedy: where a stored score stands, such as run.val or metric.",
+        ),
+        click.Option(
+            ["--evaluate"],
+            metavar="MODULE:FUNCTION",
+            help="greedy: what scores a state dict of tensors; larger is better.",
         ),
         click.Option(["--decay"], type=float, help="ema: weight of the past." + _default("ema", "decay")),
         click.Option(["--warmup/--no-warmup"], default=None, help="ema: smaller decays at first."),

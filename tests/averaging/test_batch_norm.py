@@ -201,3 +201,24 @@ def test_averages_that_keep_what_differs_warn_once(tmp_path, how, recwarn):
     models[2].running_var.fill_(4)
     kept(models, how, tmp_path)
     assert len(recwarn) == 1 and "'running_var', by up to 3" in str(recwarn[0].message)
+
+
+def test_average_recomputes(device):
+    data = batches((4, 5, 6))
+    models = [network() for _ in range(3)]
+    for model in models:
+        model(data[0])
+    models = [model.to(device).eval() for model in models]
+    expected = copy.deepcopy(models[0])
+    load_and_recompute(expected, ratfast.average(models, buffers="average"), data)
+    out = copy.deepcopy(models[1])
+    result = ratfast.average(models, buffers="recompute", out=out, loader=data)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(result[name], value)
+        torch.testing.assert_close(out.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"loader": []}, {"out": {}}])
+def test_recompute_needs_a_module_and_data(arguments):
+    with pytest.raises(InputError, match="needs out, a module, and loader"):
+        ratfast.average([network()], buffers="recompute", **arguments)
