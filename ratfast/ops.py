@@ -9,7 +9,7 @@ what was overwritten.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ _MOST_CUDA_SOURCES = 1024  # what one call of the CUDA library can mix: kMaxSour
 
 @torch.library.register_fake("ratfast::mix_", lib=_library)
 def _(outputs: list[Tensor], sources: list[Tensor], weights: Tensor) -> None:
-    return None
+    _check_cuda(outputs)
 
 
 @torch.library.register_fake("ratfast::adam_", lib=_library)
@@ -48,7 +48,15 @@ def _(
     steps: Tensor,
     **scalars: float,
 ) -> None:
-    return None
+    _check_cuda(params)
+
+
+def _check_cuda(tensors: Iterable[Tensor]) -> None:
+    """Before an operator runs natively on a CUDA device: where that cannot work, all of them leave it to torch."""
+    for device in {tensor.device for tensor in tensors}:
+        if device.type == "cuda" and native.covers("cuda") and not native.check_cuda(device.index or 0):
+            for name in ("mix_", "adam_"):
+                _library.impl(name, getattr(reference, name), "CUDA")
 
 
 def mix_(
@@ -201,6 +209,8 @@ def _call(
 ) -> None:
     """Calls an operator after `check`, or without it where native code refuses the same things faster."""
     devices = {tensor.device for tensor in tensors}
+    if not torch.compiler.is_compiling():
+        _check_cuda(tensors[:1])
     trusted = (
         not torch.compiler.is_compiling()
         and len(devices) == 1

@@ -14,6 +14,10 @@ namespace ratfast::cuda {
 inline constexpr int kMaxSources = 1024;
 inline constexpr int kMaxCombined = 512;
 
+// Whether kernels of this library can run on a device: the driver may be too old, the device not one they were
+// compiled for.
+cudaError_t probe(int device);
+
 // How many outputs a pass over the sources makes. With more of them the sources are read again, so that no
 // output may be a source then.
 int outputs_per_pass(int outputs, int sources);

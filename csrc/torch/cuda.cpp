@@ -63,3 +63,9 @@ STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
   library.impl("mix_", TORCH_BOX(&mix_));
   library.impl("adam_", TORCH_BOX(&adam_));
 }
+
+// For ratfast.native, before the first call on a device: what keeps this library from running there, or null.
+extern "C" __attribute__((visibility("default"))) const char* ratfast_cuda_problem(int device) {
+  const cudaError_t error = ratfast::cuda::probe(device);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
