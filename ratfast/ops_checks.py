@@ -60,8 +60,13 @@ def _difference(
     return None
 
 
-def check_memory(outputs: list[Tensor], sources: list[Tensor], num_tensors: int) -> None:
-    """Raises if an output overlaps anything but, exactly, a source of the same t and element type."""
+def check_memory(
+    outputs: list[Tensor], sources: list[Tensor], num_tensors: int, name: str = "sources"
+) -> None:
+    """Raises if an output overlaps anything but, exactly, a source of the same t and element type.
+
+    `name` is what messages call the sources.
+    """
     spans = sorted(
         (start, start + tensor.nbytes, index)
         for index, tensor in enumerate(outputs)
@@ -83,7 +88,7 @@ def check_memory(outputs: list[Tensor], sources: list[Tensor], num_tensors: int)
         if not same or outputs[output].dtype != tensor.dtype:
             raise ValueError(
                 f"{_place('outputs', output, num_tensors)} overlaps "
-                f"{_place('sources', index, num_tensors)} without being the same tensor"
+                f"{_place(name, index, num_tensors)} without being the same tensor"
             )
 
 
