@@ -1,150 +1,112 @@
-// The element-wise reductions over the models of a pool (TIES, DARE, Fisher, geometric, minimum, maximum), once,
-// for host and device. Everything is computed in double, each multiplication and addition rounded by itself, so
-// that all machines agree to the bit (but for geometric, whose logarithms are the machine's).
+// The reductions over the columns of a pool, once for host and device code. Ops names the exactly rounded
+// operations on doubles, so that no compiler contracts them: mul, add, sub and div.
 #pragma once
 
 #include <cmath>
-#include <cstdint>
 
-#include "dtype.h"
+#include "philox.h"
 
 namespace ratfast {
 
-enum class CombineKind : std::uint8_t { minimum, maximum, geometric, fisher, sum, elect };
+enum class CombineKind : std::uint8_t { min, max, geometric, fisher, sum, elect };
 
-// One tensor of every model. Elements may lie at any address on the host.
-struct CombineSegment {
-  std::int64_t numel;
-  const void* const* sources;  // N; for fisher 2 N: the models, then their Fisher diagonals
-  const DType* source_types;
-  const void* base;  // null: zeros
-  DType base_type;
-  void* output;  // may be a source or the base
-  DType output_type;
-  const double* thresholds;  // N, or null
-  std::uint64_t key;         // of the tensor, for the draws
-  std::int64_t first;        // place of element 0 within its tensor, for the draws
+// One element of one tensor, the models of which are added in order; see CombineOptions for what is computed.
+struct CombineState {
+  double total;     // the sum that decides or is divided
+  double positive;  // elect: sums over the models above the base ...
+  double negative;  // ... and below
+  double positive_weight;
+  double negative_weight;
 };
 
-struct CombineOptions {
-  CombineKind kind;
-  int models;                    // N
-  const double* weights;         // N
-  const double* densities;       // N, or null
-  const std::uint32_t* streams;  // N numbers of the models for the draws
-  std::uint32_t seed;
-  double scale;
-  bool normalize;
-};
-
-// Never fused: host objects are compiled with -ffp-contract=off.
-RATFAST_HD double times(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
+// Whether a kind works with the differences from a base.
+RATFAST_HD constexpr bool of_differences(CombineKind kind) {
+  return kind == CombineKind::sum || kind == CombineKind::elect;
 }
 
-RATFAST_HD double plus(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dadd_rn(a, b);
-#else
-  return a + b;
-#endif
+RATFAST_HD CombineState combine_begin(CombineKind kind) {
+  const double infinity = bits_of<double>(std::uint64_t{0x7ff0000000000000});
+  return {kind == CombineKind::min ? infinity : kind == CombineKind::max ? -infinity : 0.0, 0, 0, 0, 0};
 }
 
-// NaN wins; of two zeros the second.
-RATFAST_HD double smaller(double a, double b) { return (a < b) | (a != a) ? a : b; }
-RATFAST_HD double larger(double a, double b) { return (a > b) | (a != a) ? a : b; }
+// The difference of an element from its base, trimmed (below the threshold, as a float) and, where density <
+// 1, dropped unless the draw u < density, else scaled by 1 / density.
+template <class Ops>
+RATFAST_HD double combine_drop(double difference, float threshold, double density, double u) {
+  const float single = static_cast<float>(difference);
+  if ((single < 0 ? -single : single) < threshold) return 0;
+  if (density < 1) return u < density ? Ops::div(difference, density) : 0;
+  return difference;
+}
 
-// Philox4x32-10 (Salmon et al., SC 2011): four random words from a counter and a key.
-struct Philox {
-  std::uint32_t words[4];
-};
-
-RATFAST_HD Philox philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3,
-                         std::uint32_t k0, std::uint32_t k1) {
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t a = static_cast<std::uint64_t>(0xD2511F53u) * c0;
-    const std::uint64_t b = static_cast<std::uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<std::uint32_t>(b >> 32) ^ c1 ^ k0;
-    c1 = static_cast<std::uint32_t>(b);
-    c2 = static_cast<std::uint32_t>(a >> 32) ^ c3 ^ k1;
-    c3 = static_cast<std::uint32_t>(a);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+// Adds a model: `value` is its element, or, for sum and elect, the difference that combine_drop left of it;
+// `fisher` its entry of Fisher's information, for the kind of that name.
+template <class Ops>
+RATFAST_HD void combine_add(CombineKind kind, CombineState& state, double value, double fisher,
+                            double weight) {
+  const double weighted = Ops::mul(weight, value);
+  switch (kind) {
+    case CombineKind::min:
+      if (value < state.total || value != value) state.total = value;
+      break;
+    case CombineKind::max:
+      if (value > state.total || value != value) state.total = value;
+      break;
+    case CombineKind::geometric:
+      // -inf of a zero stays, whatever is added to it later; the sign comes from the plain sum.
+      if (value == 0)
+        state.negative_weight = 1;
+      else
+        state.positive = Ops::add(state.positive, Ops::mul(weight, log(fabs(value))));
+      state.total = Ops::add(state.total, weighted);
+      break;
+    case CombineKind::fisher:
+      // Where no model has information, the plain weighted mean.
+      state.total = Ops::add(state.total, Ops::mul(Ops::mul(weight, fisher), value));
+      state.positive_weight = Ops::add(state.positive_weight, Ops::mul(weight, fisher));
+      state.negative = Ops::add(state.negative, weighted);
+      state.negative_weight = Ops::add(state.negative_weight, weight);
+      break;
+    case CombineKind::sum:
+      state.total = Ops::add(state.total, weighted);
+      break;
+    case CombineKind::elect:
+      state.total = Ops::add(state.total, weighted);
+      if (value > 0) {
+        state.positive = Ops::add(state.positive, weighted);
+        state.positive_weight = Ops::add(state.positive_weight, weight);
+      } else if (value < 0) {
+        state.negative = Ops::add(state.negative, weighted);
+        state.negative_weight = Ops::add(state.negative_weight, weight);
+      }
   }
-  return {{c0, c1, c2, c3}};
 }
 
-// The draws for elements 4 * group .. 4 * group + 3 of a tensor in one model.
-RATFAST_HD Philox draws(std::uint32_t seed, std::uint32_t stream, std::uint64_t key, std::uint64_t group) {
-  return philox(static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(group >> 32),
-                static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), seed, stream);
-}
-
-// The difference to the base without what is too small (TIES' trimming).
-RATFAST_HD double trim(double tau, double threshold) {
-  const float magnitude = ::fabsf(static_cast<float>(tau));
-  return static_cast<double>(magnitude) < threshold ? 0.0 : tau;
-}
-
-// DARE: kept with probability `density`, and then enlarged, so that the expectation stays. For density < 1.
-RATFAST_HD double thin(double tau, double density, std::uint32_t word) {
-  return times(static_cast<double>(word), 0x1p-32) < density ? tau / density : 0.0;
-}
-
-RATFAST_HD double on_base(double base, double scale, double value) { return plus(base, times(scale, value)); }
-
-// Called with every model in order, then for the result.
-struct Geometric {
-  double logs = 0, sum = 0;
-  bool zero = false;
-};
-
-RATFAST_HD void add(Geometric& g, double weight, double x) {
-  g.zero |= x == 0;
-  g.logs = plus(g.logs, times(weight, ::log(::fabs(x))));
-  g.sum = plus(g.sum, times(weight, x));
-}
-
-RATFAST_HD double result(const Geometric& g) {
-  const double magnitude = g.zero ? 0.0 : ::exp(g.logs);
-  return g.sum > 0 ? magnitude : g.sum < 0 ? -magnitude : g.sum;  // a sum of 0 or NaN is the result
-}
-
-struct Fisher {
-  double numerator = 0, denominator = 0, plain = 0;
-};
-
-RATFAST_HD void add(Fisher& f, double weight, double x, double information) {
-  const double share = times(weight, information);
-  f.numerator = plus(f.numerator, times(share, x));
-  f.denominator = plus(f.denominator, share);
-  f.plain = plus(f.plain, times(weight, x));
-}
-
-RATFAST_HD double result(const Fisher& f, double weights) {
-  return f.denominator == 0 ? f.plain / weights : f.numerator / f.denominator;
-}
-
-// TIES' election: of the differences tau only those whose sign is that of their weighted total. Needs all of
-// them twice: first for `total` = sum of weight * tau, then here.
-struct Elected {
-  double sum = 0, weights = 0;
-};
-
-RATFAST_HD void add(Elected& e, double total, double weight, double tau) {
-  const bool agrees = ((tau > 0) & (total > 0)) | ((tau < 0) & (total < 0));
-  e.sum = plus(e.sum, agrees ? times(weight, tau) : 0.0);
-  e.weights = plus(e.weights, agrees ? weight : 0.0);
-}
-
-RATFAST_HD double result(const Elected& e, double total, double base, double scale, bool normalize) {
-  const double value = normalize ? e.sum / e.weights : e.sum;
-  const double moved = on_base(base, scale, value);
-  return total == 0 ? base : total != total ? total : moved;
+template <class Ops>
+RATFAST_HD double combine_finish(CombineKind kind, const CombineState& state, double base, double scale,
+                                 bool normalize) {
+  switch (kind) {
+    case CombineKind::geometric: {
+      if (state.negative_weight != 0 && state.positive == state.positive) return 0;
+      const double magnitude = exp(state.positive);
+      return state.total < 0 ? -magnitude : state.total > 0 ? magnitude : Ops::mul(state.total, magnitude);
+    }
+    case CombineKind::fisher:
+      if (state.positive_weight == 0) return Ops::div(state.negative, state.negative_weight);
+      return Ops::div(state.total, state.positive_weight);
+    case CombineKind::sum:
+      return Ops::add(base, Ops::mul(scale, state.total));
+    case CombineKind::elect: {
+      if (state.total == 0) return base;
+      if (state.total != state.total) return state.total;
+      double elected = state.total > 0 ? state.positive : state.negative;
+      if (normalize)
+        elected = Ops::div(elected, state.total > 0 ? state.positive_weight : state.negative_weight);
+      return Ops::add(base, Ops::mul(scale, elected));
+    }
+    default:
+      return state.total;
+  }
 }
 
 }  // namespace ratfast
