@@ -197,7 +197,7 @@ def combine_(
     """Reduces N models x_n to one, element by element, in float64 on every device.
 
     - `min`, `max`: over the models; NaN wins. Weights are ignored.
-    - `geometric`: `exp(sum w_n ln |x_n|)` with the sign of `sum w_n x_n`; 0 where an x_n is 0.
+    - `geometric`: `exp(sum w_n ln |x_n|)` with the sign of `sum w_n x_n`; 0 where an x_n is 0 and none is NaN.
     - `fisher` (arXiv 2111.09832): `sum w_n f_n x_n / sum w_n f_n`; where the divisor is 0, `sum w_n x_n / sum w_n`.
     - `sum`: `base + scale * sum w_n tau_n`, with `tau_n = drop(x_n - base)`.
     - `elect` (TIES, arXiv 2306.01708): with `s = sign(sum w_n tau_n)`,
@@ -218,7 +218,7 @@ def combine_(
         bases: T tensors for `sum` and `elect`, or None for zeros.
         kind: one of COMBINE_KINDS.
         weights: (N,); by default ones.
-        thresholds: (T, N), for `sum` and `elect`.
+        thresholds: (T, N) numbers, taken as float32, for `sum` and `elect`.
         densities: (N,), for `sum` and `elect`.
         keys: T integers below 2^64 that name the tensors in the draws; by default their places.
         streams: N integers below 2^32 that name the models in the draws; by default their places.
@@ -247,7 +247,7 @@ def combine_(
         raise ValueError(f"bases has {len(bases)} tensors, but outputs has {num_tensors}")
     options = {
         "weights": _numbers("weights", [1.0] * num_models if weights is None else weights, (num_models,)),
-        "thresholds": _numbers("thresholds", thresholds, (num_tensors, num_models)),
+        "thresholds": _numbers("thresholds", thresholds, (num_tensors, num_models), torch.float32),
         "densities": _numbers("densities", densities, (num_models,)),
         "keys": _words("keys", range(num_tensors) if keys is None else keys, num_tensors, 64),
         "streams": _words("streams", range(num_models) if streams is None else streams, num_models, 32),
@@ -398,11 +398,13 @@ def _check_lengths(kind: str, models: Sequence[Sequence[Tensor]], num_tensors: i
             raise ValueError(f"{kind}[{index}] has {len(model)} tensors, but {measure} has {num_tensors}")
 
 
-def _numbers(name: str, values: object, shape: tuple[int, ...]) -> Tensor | None:
-    """Numbers as a contiguous float64 tensor on the CPU, or None if there are none."""
+def _numbers(
+    name: str, values: object, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> Tensor | None:
+    """Numbers as a contiguous tensor on the CPU, or None if there are none."""
     if values is None:
         return None
-    tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    tensor = torch.as_tensor(values, dtype=dtype, device="cpu")
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
     return tensor.detach().contiguous()

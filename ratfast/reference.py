@@ -87,7 +87,7 @@ def combine_(
         bases: T tensors, or none, which means zeros.
         kind: `min`, `max`, `geometric`, `fisher`, `sum` or `elect`.
         weights: (N,) float64 on the CPU.
-        thresholds: (T, N) float64 on the CPU.
+        thresholds: (T, N) float32 on the CPU.
         densities: (N,) float64 on the CPU.
         keys: (T,) int64 on the CPU, needed with densities.
         streams: (N,) int64 on the CPU, needed with densities.
@@ -110,7 +110,7 @@ def combine_(
             taus = [model - base for model in models]
             if thresholds is not None:
                 for n, threshold in enumerate(thresholds[t].tolist()):
-                    taus[n] = torch.where(taus[n].float().abs().double() < threshold, 0.0, taus[n])
+                    taus[n] = torch.where(taus[n].float().abs() < threshold, 0.0, taus[n])
             if densities is not None:
                 assert keys is not None and streams is not None
                 for n, density in enumerate(densities.tolist()):
@@ -132,19 +132,20 @@ def _weighted_sum(values: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def _extreme(models: list[Tensor], kind: str) -> Tensor:
-    result = models[0]
-    for model in models[1:]:
-        first = result < model if kind == "min" else result > model
-        result = torch.where(first | result.isnan(), result, model)
+    result = torch.full_like(models[0], math.inf if kind == "min" else -math.inf)
+    for model in models:
+        beyond = model < result if kind == "min" else model > result
+        result = torch.where(beyond | model.isnan(), model, result)
     return result
 
 
 def _geometric(models: list[Tensor], weights: list[float]) -> Tensor:
-    logs = _weighted_sum([model.abs().log() for model in models], weights)
+    logs = _weighted_sum([torch.where(model == 0, 0.0, model.abs().log()) for model in models], weights)
     total = _weighted_sum(models, weights)
     zero = torch.stack([model == 0 for model in models]).any(0)
-    magnitude = torch.where(zero, 0.0, logs.exp())
-    return torch.where(total > 0, magnitude, torch.where(total < 0, -magnitude, total))
+    magnitude = logs.exp()
+    signed = torch.where(total < 0, -magnitude, torch.where(total > 0, magnitude, total * magnitude))
+    return torch.where(zero & ~logs.isnan(), 0.0, signed)
 
 
 def _fisher(models: list[Tensor], diagonals: list[Tensor], weights: list[float]) -> Tensor:
