@@ -61,7 +61,7 @@ def gram(sources: list[Tensor], models: int) -> Tensor:
         for start in range(0, rows[0].numel(), _PIECE):
             piece = torch.stack([row[start : start + _PIECE].to(torch.float64) for row in rows])
             result[t] += (piece @ piece.T).cpu()
-    return result
+    return result.triu() + result.triu(1).mT  # products of matrices are not quite symmetric
 
 
 def combine_(

@@ -83,6 +83,20 @@ RATFAST_HD std::uint16_t float_to_f16(float value) {
 #endif
 }
 
+// What the magnitude of a double must stay below to become a finite number of the type, by way of float.
+RATFAST_HD double finite_limit(DType type) {
+  switch (type) {
+    case DType::f64:
+      return bits_of<double>(std::uint64_t{0x7ff0000000000000});
+    case DType::f32:
+      return 0x1p128 - 0x1p103;
+    case DType::f16:
+      return 65520.0 - 0x1p-9;
+    default:
+      return 0x1.ffp127 - 0x1p103;
+  }
+}
+
 // One element of any type, as the type that sums are held in, and back.
 template <class A>
 RATFAST_HD A load_scalar(DType type, const void* source, std::int64_t index) {

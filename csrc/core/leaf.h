@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "adam_formula.h"
+#include "combine_formula.h"
 #include "dtype.h"
 
 namespace ratfast {
@@ -29,21 +30,76 @@ struct AdamSegment {
   DType state_type;
 };
 
-template <class A>
 struct MixWeights {
-  const A* values;  // (outputs, sources), row-major
+  const double* values;  // (sources, outputs), row-major: read side by side
   int outputs;
   int sources;
-  A* scratch;   // kLongestStep elements per output
-  bool stream;  // write past the caches: the outputs are large and none of them is a source
+  double* scratch;  // kLongestStep elements per source
+  bool stream;      // write past the caches: the outputs are large and none of them is a source
 };
 
-// The most elements that a loop handles at a time, on any instruction set.
+// The most elements that a loop of mix handles at a time, on any instruction set.
 inline constexpr int kLongestStep = 64;
 
+// One tensor of every model, at any alignment.
+struct GramSegment {
+  std::int64_t numel;
+  const void* const* sources;  // N
+  const DType* types;          // N
+};
+
+// A rectangle of the Gram matrix: models [first_row, first_row + rows) by [first_column, ...).
+struct GramTile {
+  int first_row;
+  int rows;  // at most kGramModels, as columns
+  int first_column;
+  int columns;
+};
+inline constexpr int kGramModels = 24;
+inline constexpr int kGramLanes = 8;
+
+// One tensor of every model, at any alignment.
+struct CombineSegment {
+  std::int64_t numel;
+  const void* const* sources;  // N, for fisher followed by their N diagonals
+  const DType* source_types;
+  const void* base;  // or null
+  DType base_type;
+  void* output;  // may be a source or the base
+  DType output_type;
+  const float* thresholds;  // N, or null
+  std::uint64_t key;        // of the random draws
+  std::int64_t first;       // place of element 0 within its tensor, for the random draws
+};
+
+struct CombineOptions {
+  CombineKind kind;
+  int models;
+  const double* weights;        // N
+  const double* densities;      // N, or null
+  const std::int64_t* streams;  // N, or null: of the random draws
+  std::uint64_t seed;
+  double scale;
+  bool normalize;
+};
+
+struct MagnitudeSegment {
+  std::int64_t numel;
+  const void* source;
+  DType source_type;
+  const void* base;  // or null
+  DType base_type;
+};
+
 struct Leaf {
-  void (*mix_f32)(const MixSegment&, std::int64_t begin, std::int64_t end, const MixWeights<float>&);
-  void (*mix_f64)(const MixSegment&, std::int64_t begin, std::int64_t end, const MixWeights<double>&);
+  // Both return whether all that was written is finite.
+  bool (*mix)(const MixSegment&, std::int64_t begin, std::int64_t end, const MixWeights&);
+  bool (*combine)(const CombineSegment&, std::int64_t begin, std::int64_t end, const CombineOptions&);
+  // Adds to lanes (kGramModels, kGramModels, kGramLanes) the products of elements [begin, end); that of
+  // element begin + i to lane i % kGramLanes. Of pairs below the diagonal some are left out.
+  void (*gram)(const GramSegment&, std::int64_t begin, std::int64_t end, const GramTile&, double* lanes);
+  // |float(source - base)| of elements [begin, end).
+  void (*magnitudes)(const MagnitudeSegment&, std::int64_t begin, std::int64_t end, float* result);
   void (*adam_f32)(const AdamSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<float>&);
   void (*adam_f64)(const AdamSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<double>&);
 };

@@ -1,4 +1,4 @@
-// The rule about memory that every binding of mix enforces.
+// The rule about memory that every binding of mix and combine enforces.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +41,26 @@ inline const char* memory_problem(const std::vector<MixSegment>& segments, int o
     }
   }
   return nullptr;
+}
+
+// The same for combine, whose base counts as a source; `lists` is the number of sources.
+inline const char* memory_problem(const std::vector<CombineSegment>& segments, int lists) {
+  std::vector<const void*> read;
+  std::vector<DType> types;
+  for (const auto& segment : segments) {
+    read.insert(read.end(), segment.sources, segment.sources + lists);
+    types.insert(types.end(), segment.source_types, segment.source_types + lists);
+    // Without a base the first source stands in for it.
+    read.push_back(segment.base != nullptr ? segment.base : segment.sources[0]);
+    types.push_back(segment.base != nullptr ? segment.base_type : segment.source_types[0]);
+  }
+  std::vector<MixSegment> mixes;
+  for (std::size_t t = 0; t < segments.size(); ++t) {
+    const std::size_t first = t * static_cast<std::size_t>(lists + 1);
+    mixes.push_back({segments[t].numel, read.data() + first, types.data() + first, &segments[t].output,
+                     &segments[t].output_type});
+  }
+  return memory_problem(mixes, 1, lists + 1);
 }
 
 }  // namespace ratfast

@@ -53,6 +53,7 @@ struct DoubleOps {
   static constexpr int width = 4;
   RATFAST_INLINE V all(double x) { return _mm256_set1_pd(x); }
   RATFAST_INLINE V madd(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+  RATFAST_INLINE V add(V a, V b) { return _mm256_add_pd(a, b); }
   RATFAST_INLINE V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   RATFAST_INLINE V div(V a, V b) { return _mm256_div_pd(a, b); }
   RATFAST_INLINE V square_root(V a) { return _mm256_sqrt_pd(a); }
@@ -85,4 +86,33 @@ struct DoubleOps {
                              : round_to_bf16(_mm256_castps128_ps256(single));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), half);
   }
+  // Two vectors of consecutive elements.
+  RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
+    if (type == DType::f64) {
+      a = load(type, p);
+      b = load(type, p + 32);
+      return;
+    }
+    const __m256 singles = FloatOps::load(type, p);
+    a = _mm256_cvtps_pd(_mm256_castps256_ps128(singles));
+    b = _mm256_cvtps_pd(_mm256_extractf128_ps(singles, 1));
+  }
+  template <bool stream>
+  RATFAST_INLINE void store_pair(DType type, char* p, V a, V b) {
+    if (type == DType::f64) {
+      store<stream>(type, p, a);
+      store<stream>(type, p + 32, b);
+      return;
+    }
+    const __m256 low = _mm256_castps128_ps256(_mm256_cvtpd_ps(a));
+    FloatOps::store<stream>(type, p, _mm256_insertf128_ps(low, _mm256_cvtpd_ps(b), 1));
+  }
+  // Notes where the magnitude of a value is not below the limit.
+  using Flags = __m256d;
+  RATFAST_INLINE Flags no_flags() { return _mm256_setzero_pd(); }
+  RATFAST_INLINE Flags flag(Flags flags, V v, V limit) {
+    const V magnitude = _mm256_andnot_pd(_mm256_set1_pd(-0.0), v);
+    return _mm256_or_pd(flags, _mm256_cmp_pd(magnitude, limit, _CMP_NLT_UQ));
+  }
+  RATFAST_INLINE bool flagged(Flags flags) { return _mm256_movemask_pd(flags) != 0; }
 };

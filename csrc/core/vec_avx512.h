@@ -52,6 +52,7 @@ struct DoubleOps {
   static constexpr int width = 8;
   RATFAST_INLINE V all(double x) { return _mm512_set1_pd(x); }
   RATFAST_INLINE V madd(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
+  RATFAST_INLINE V add(V a, V b) { return _mm512_add_pd(a, b); }
   RATFAST_INLINE V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   RATFAST_INLINE V div(V a, V b) { return _mm512_div_pd(a, b); }
   RATFAST_INLINE V square_root(V a) { return _mm512_sqrt_pd(a); }
@@ -83,4 +84,32 @@ struct DoubleOps {
     auto* target = reinterpret_cast<__m128i*>(p);
     stream ? _mm_stream_si128(target, half) : _mm_storeu_si128(target, half);
   }
+  // Two vectors of consecutive elements.
+  RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
+    if (type == DType::f64) {
+      a = load(type, p);
+      b = load(type, p + 64);
+      return;
+    }
+    const __m512 singles = FloatOps::load(type, p);
+    a = _mm512_cvtps_pd(_mm512_castps512_ps256(singles));
+    b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(singles, 1));
+  }
+  template <bool stream>
+  RATFAST_INLINE void store_pair(DType type, char* p, V a, V b) {
+    if (type == DType::f64) {
+      store<stream>(type, p, a);
+      store<stream>(type, p + 64, b);
+      return;
+    }
+    const __m512 low = _mm512_castps256_ps512(_mm512_cvtpd_ps(a));
+    FloatOps::store<stream>(type, p, _mm512_insertf32x8(low, _mm512_cvtpd_ps(b), 1));
+  }
+  // Notes where the magnitude of a value is not below the limit.
+  using Flags = __mmask8;
+  RATFAST_INLINE Flags no_flags() { return 0; }
+  RATFAST_INLINE Flags flag(Flags flags, V v, V limit) {
+    return flags | _mm512_cmp_pd_mask(_mm512_abs_pd(v), limit, _CMP_NLT_UQ);
+  }
+  RATFAST_INLINE bool flagged(Flags flags) { return flags != 0; }
 };

@@ -1,6 +1,7 @@
 // Vectors of 128 bits in the compiler's own notation, for every machine. Included by leaf.cpp only, inside
 // its anonymous namespace. Where the baseline has no fused multiply-add (x86-64), madd rounds twice: an exact
 // one in software would be slower by an order of magnitude, on machines that are hardly there any more.
+// Elsewhere it is asked for by name, since contraction is off.
 #define RATFAST_INLINE static inline __attribute__((always_inline))
 
 template <class Scalar, int lanes>
@@ -9,7 +10,16 @@ struct PortableOps {
   typedef Scalar V __attribute__((vector_size(sizeof(Scalar) * lanes)));
   static constexpr int width = lanes;
   RATFAST_INLINE V all(Scalar x) { return V{} + x; }
-  RATFAST_INLINE V madd(V a, V b, V c) { return a * b + c; }
+  RATFAST_INLINE V madd(V a, V b, V c) {
+#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+    for (int i = 0; i < lanes; ++i)
+      c[i] = sizeof(Scalar) == 4 ? __builtin_fmaf(a[i], b[i], c[i]) : __builtin_fma(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+  }
+  RATFAST_INLINE V add(V a, V b) { return a + b; }
   RATFAST_INLINE V mul(V a, V b) { return a * b; }
   RATFAST_INLINE V div(V a, V b) { return a / b; }
   RATFAST_INLINE V square_root(V a) {
@@ -52,6 +62,24 @@ struct PortableOps {
       }
     }
   }
+  // Two vectors of consecutive elements.
+  RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
+    a = load(type, p);
+    b = load(type, p + lanes * item_size(type));
+  }
+  template <bool stream>
+  RATFAST_INLINE void store_pair(DType type, char* p, V a, V b) {
+    store<stream>(type, p, a);
+    store<stream>(type, p + lanes * item_size(type), b);
+  }
+  // Notes where the magnitude of a value is not below the limit.
+  using Flags = bool;
+  RATFAST_INLINE Flags no_flags() { return false; }
+  RATFAST_INLINE Flags flag(Flags flags, V v, V limit) {
+    for (int i = 0; i < lanes; ++i) flags |= !((v[i] < 0 ? -v[i] : v[i]) < limit[i]);
+    return flags;
+  }
+  RATFAST_INLINE bool flagged(Flags flags) { return flags; }
 };
 
 using FloatOps = PortableOps<float, 4>;

@@ -9,9 +9,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "../core/combine.h"
 #include "../core/leaf.h"
 #include "../core/memory.h"
 
@@ -140,6 +143,116 @@ class MixArguments {
   std::vector<void*> output_pointers_;
   std::vector<DType> source_types_;
   std::vector<DType> output_types_;
+};
+
+// Tensors as raw memory, tensor-major: of each place all models.
+struct TensorMajor {
+  std::vector<const void*> pointers;
+  std::vector<DType> types;
+
+  TensorMajor(Tensors tensors, std::size_t per_model) {
+    for (std::size_t t = 0; t < per_model; ++t) {
+      for (std::size_t i = t; i < tensors.size(); i += per_model) {
+        pointers.push_back(tensors[i].data_ptr());
+        types.push_back(dtype_of(tensors[i]));
+      }
+    }
+  }
+};
+
+// The arguments of gram, checked.
+class GramArguments {
+ public:
+  GramArguments(Tensors sources, std::int64_t models)
+      : num_sources(static_cast<int>(models)), memory_(sources, checked(sources, models)) {
+    const std::size_t per_model = sources.size() / num_sources;
+    for (std::size_t t = 0; t < per_model; ++t)
+      segments.push_back({sources[t].numel(), memory_.pointers.data() + t * num_sources,
+                          memory_.types.data() + t * num_sources});
+  }
+  GramArguments(const GramArguments&) = delete;
+  GramArguments& operator=(const GramArguments&) = delete;
+
+  std::vector<GramSegment> segments;
+  int num_sources;
+
+ private:
+  static std::size_t checked(Tensors sources, std::int64_t models) {
+    STD_TORCH_CHECK(models > 0 && !sources.empty() && sources.size() % models == 0, "ratfast: the list of ",
+                    sources.size(), " sources does not hold ", models, " models");
+    check_alike(sources.size() / models, {&sources});
+    return sources.size() / models;
+  }
+
+  TensorMajor memory_;
+};
+
+// A vector of numbers on the CPU, or null.
+template <class T>
+const T* numbers(const std::optional<Tensor>& tensor, torch::headeronly::ScalarType type, std::int64_t count,
+                 const char* name) {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(tensor->is_cpu() && tensor->is_contiguous() && tensor->scalar_type() == type &&
+                      tensor->numel() == count,
+                  "ratfast: ", name, " must be ", count, " contiguous numbers of the right type on the CPU");
+  return tensor->template const_data_ptr<T>();
+}
+
+// The arguments of combine_, checked.
+class CombineArguments {
+ public:
+  CombineArguments(Tensors outputs, Tensors sources, Tensors bases, const std::string& kind,
+                   const Tensor& weights, const std::optional<Tensor>& thresholds,
+                   const std::optional<Tensor>& densities, const std::optional<Tensor>& keys,
+                   const std::optional<Tensor>& streams, std::int64_t seed, double scale, bool normalize)
+      : memory_(sources, checked(outputs, sources, bases)) {
+    using torch::headeronly::ScalarType;
+    const auto named = combine_kind_named(kind);
+    STD_TORCH_CHECK(named.has_value(), "ratfast: unknown kind of combination: ", kind);
+    const std::size_t per_model = outputs.size(), lists = sources.size() / per_model;
+    const int models = static_cast<int>(*named == CombineKind::fisher ? lists / 2 : lists);
+    STD_TORCH_CHECK(models > 0 && (*named != CombineKind::fisher || lists % 2 == 0),
+                    "ratfast: the sources do not hold models for ", kind);
+    const auto tensors = static_cast<std::int64_t>(per_model);
+    options = {*named,
+               models,
+               numbers<double>(weights, ScalarType::Double, models, "weights"),
+               numbers<double>(densities, ScalarType::Double, models, "densities"),
+               numbers<std::int64_t>(streams, ScalarType::Long, models, "streams"),
+               static_cast<std::uint64_t>(seed),
+               scale,
+               normalize};
+    const float* trims = numbers<float>(thresholds, ScalarType::Float, tensors * models, "thresholds");
+    const auto* names = numbers<std::int64_t>(keys, ScalarType::Long, tensors, "keys");
+    STD_TORCH_CHECK(options.densities == nullptr || names != nullptr, "ratfast: densities need keys");
+    for (std::size_t t = 0; t < per_model; ++t) {
+      const bool based = !bases.empty();
+      segments.push_back({outputs[t].numel(), memory_.pointers.data() + t * lists,
+                          memory_.types.data() + t * lists, based ? bases[t].data_ptr() : nullptr,
+                          based ? dtype_of(bases[t]) : DType::f32, outputs[t].data_ptr(),
+                          dtype_of(outputs[t]), trims == nullptr ? nullptr : trims + t * models,
+                          static_cast<std::uint64_t>(names == nullptr ? 0 : names[t]), 0});
+    }
+    const char* problem = memory_problem(segments, static_cast<int>(lists));
+    STD_TORCH_CHECK(problem == nullptr, "ratfast: ", problem);
+  }
+  CombineArguments(const CombineArguments&) = delete;
+  CombineArguments& operator=(const CombineArguments&) = delete;
+
+  std::vector<CombineSegment> segments;
+  CombineOptions options;
+
+ private:
+  static std::size_t checked(Tensors outputs, Tensors sources, Tensors bases) {
+    const std::size_t count = outputs.size();
+    STD_TORCH_CHECK(count > 0 && !sources.empty() && sources.size() % count == 0 &&
+                        (bases.empty() || bases.size() == count),
+                    "ratfast: the lists of outputs, sources and bases do not fit together");
+    check_alike(count, {&outputs, &sources, &bases});
+    return count;
+  }
+
+  TensorMajor memory_;
 };
 
 struct AdamArguments {

@@ -51,9 +51,9 @@ def average(
 ) -> dict[str, Tensor]:
     """The weighted sum of models, read once each: `sum over n of weights[n] * models[n]`.
 
-    Sums are held in float32, or in float64 where a tensor is float64 in any model. The models may differ in
-    element types, memory formats and devices; the result has those of the first. Models of weight 0 are not
-    read, so that nothing that is not finite in them reaches the result.
+    Sums are held in float64 on the CPU, and on other devices in float32, or in float64 where a tensor is float64
+    in any model. The models may differ in element types, memory formats and devices; the result has those of the
+    first. Models of weight 0 are not read, so that nothing that is not finite in them reaches the result.
 
     Buffers are the buffers of the first module among the models; if there is none, batch-norm statistics
     (`running_mean`, `running_var`, `num_batches_tracked`). Integer tensors always count as buffers; they keep

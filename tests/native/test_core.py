@@ -1,10 +1,10 @@
-"""The torch-free module: mixing buffers, mapped files among them."""
+"""The torch-free module: averaging buffers, mapped files among them."""
 
 import numpy as np
 import pytest
 import torch
 
-from ratfast import native
+from ratfast import native, reference
 
 core = native.load_core()
 pytestmark = pytest.mark.skipif(core is None, reason="the module _core is not built")
@@ -108,6 +108,181 @@ SHARED = np.zeros(16, dtype=np.uint8)
 def test_refuses(outputs, sources, dtypes_out, dtypes_in, weights, error):
     with pytest.raises(error):
         core.mix(outputs, sources, dtypes_out, dtypes_in, weights, 1)
+
+
+def name_of(tensor):
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def odd(values: torch.Tensor) -> np.ndarray:
+    """The bytes of a tensor at an odd address."""
+    room = np.zeros(values.nbytes + 64, dtype=np.uint8)
+    skip = 1 + (-room.ctypes.data) % 8
+    room[skip : skip + values.nbytes] = values.view(torch.uint8).numpy()
+    return room[skip : skip + values.nbytes]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_at_odd_addresses_are_those_of_plain_torch(name, threads):
+    sources = [torch.randn(70_003).to(getattr(torch, name)) for _ in range(4)]
+    weights = np.random.default_rng(0).normal(size=(3, 4))
+    wanted = [torch.empty_like(sources[0]) for _ in range(3)]
+    reference.mix_(wanted, sources, torch.from_numpy(weights))
+    outputs = [odd(torch.zeros_like(sources[0])) for _ in range(3)]
+    finite = core.mix(
+        [[x] for x in outputs], [[odd(x)] for x in sources], [name], [[name]] * 4, weights, threads
+    )
+    assert finite is True
+    for output, want in zip(outputs, wanted, strict=True):
+        assert output.tobytes() == buffer(want).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["min", "max", "fisher", "sum", "elect"])
+def test_combine_of_pieces_is_that_of_the_whole(kind):
+    of_base = kind in ("sum", "elect")
+    sources = [torch.randn(3001).to(getattr(torch, name)) for name in NAMES]
+    models = 2 if kind == "fisher" else 4
+    base = torch.randn(3001) if of_base else None
+    options = {
+        "weights": torch.rand(models, dtype=torch.float64),
+        "thresholds": torch.full((1, models), 0.5) if of_base else None,
+        "densities": torch.full((models,), 0.6, dtype=torch.float64) if of_base else None,
+        "keys": torch.tensor([12345678901]),
+        "streams": torch.arange(models) + 3,
+    }
+    wanted = torch.empty(3001)
+    reference.combine_([wanted], sources, [base] if of_base else [], kind, **options, seed=9, scale=0.5)
+    arrays = {key: None if value is None else value.numpy() for key, value in options.items()}
+    got = torch.empty(3001)
+    for begin, end in ((0, 7), (7, 1290), (1290, 3001)):
+        assert core.combine(
+            [buffer(got[begin:end])],
+            [[odd(x[begin:end])] for x in sources],
+            [odd(base[begin:end])] if of_base else None,
+            ["float32"],
+            [[name] for name in NAMES],
+            ["float32"] if of_base else None,
+            kind,
+            **arrays,
+            first=np.array([begin]),
+            seed=9,
+            scale=0.5,
+            normalize=True,
+            threads=2,
+        )
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gram_and_kth_magnitudes_of_buffers(threads):
+    sources = [torch.randn(70_003).to(getattr(torch, name)) for name in NAMES]
+    got = core.gram([[odd(x)] for x in sources], [[name] for name in NAMES], threads)
+    rows = torch.stack([x.double() for x in sources]).numpy()
+    np.testing.assert_allclose(got, (rows @ rows.T)[None], rtol=1e-12, atol=1e-9)
+    magnitudes = np.sort((sources[3].double() - sources[1].double()).float().abs().numpy())[::-1]
+    arguments = ([odd(sources[3])], [odd(sources[1])], ["bfloat16"], ["float32"])
+    for count in (1, 500, 70_002):
+        for together in (False, True):
+            found = core.kth_magnitudes(*arguments, np.array([count]), together, threads)
+            assert found.dtype == np.float32 and found.tolist() == [magnitudes[count - 1]]
+
+
+# The largest double that still rounds to a finite number, and the next one.
+EDGES = {
+    "float64": (np.finfo(np.float64).max, np.inf),
+    "float32": (np.nextafter(2.0**128 - 2.0**103, 0), 2.0**128 - 2.0**103),
+    "float16": (np.nextafter(65520 - 2.0**-9, 0), 65520 - 2.0**-9),
+    "bfloat16": (
+        np.nextafter(2.0**128 - 2.0**119 - 2.0**103, 0),
+        2.0**128 - 2.0**119 - 2.0**103,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [0, 5, 100])
+def test_says_whether_outputs_are_finite(name, sign, place):
+    for value, finite in zip(EDGES[name], (True, False), strict=True):
+        source = torch.zeros(101, dtype=torch.float64)
+        source[place] = sign * value
+        for count in (1, 3):
+            outputs = [[torch.empty(101, dtype=getattr(torch, name))] for _ in range(count)]
+            weights = np.ones((count, 1))
+            assert (
+                core.mix(
+                    [[buffer(x)] for (x,) in outputs], [[buffer(source)]], [name], [["float64"]], weights, 1
+                )
+                is finite
+            )
+            assert outputs[-1][0].isfinite().all() == finite
+
+
+def test_nan_is_not_finite():
+    source, output = torch.full((40,), torch.nan), torch.empty(40)
+    assert not core.mix(
+        [[buffer(output)]], [[buffer(source)]], ["float32"], [["float32"]], np.ones((1, 1)), 1
+    )
+
+
+def combine(**changes):
+    arguments = {
+        "outputs": [BYTES.copy()],
+        "sources": [[BYTES], [BYTES]],
+        "bases": None,
+        "dtypes_out": ["float32"],
+        "dtypes_in": [["float32"], ["float32"]],
+        "dtypes_base": None,
+        "kind": "sum",
+        "weights": np.ones(2),
+        "thresholds": None,
+        "densities": None,
+        "keys": None,
+        "streams": None,
+        "first": None,
+        "seed": 0,
+        "scale": 1.0,
+        "normalize": True,
+        "threads": 1,
+    }
+    return core.combine(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "median"},
+        {"sources": [], "dtypes_in": []},
+        {"kind": "fisher", "sources": [[BYTES]] * 3, "dtypes_in": [["float32"]] * 3},
+        {"weights": np.ones(3)},
+        {"thresholds": np.ones(2)},
+        {"densities": np.ones(2)},  # without keys
+        {"keys": np.ones(2, dtype=np.uint64)},
+        {"bases": [BYTES]},  # without types
+        {"bases": [BYTES[:4]], "dtypes_base": ["float32"]},
+        {"outputs": [READ_ONLY]},
+        {"outputs": [SHARED[4:12]], "sources": [[SHARED[:8]], [BYTES]]},
+        {"outputs": [SHARED[4:12]], "bases": [SHARED[:8]], "dtypes_base": ["float32"]},
+    ],
+)
+def test_combine_refuses(changes):
+    assert combine() is True
+    with pytest.raises(ValueError):
+        combine(**changes)
+
+
+def test_gram_and_kth_magnitudes_refuse():
+    with pytest.raises(ValueError):
+        core.gram([], [], 1)
+    with pytest.raises(ValueError):
+        core.gram([[BYTES], [BYTES[:4]]], [["float32"]] * 2, 1)
+    with pytest.raises(TypeError):
+        core.gram([[BYTES]], [["int8"]], 1)
+    with pytest.raises(ValueError):
+        core.kth_magnitudes([BYTES], None, ["float32"], None, np.array([1, 2]), False, 1)
+    with pytest.raises(ValueError):
+        core.kth_magnitudes([BYTES], [BYTES], ["float32"], None, np.array([1]), False, 1)
 
 
 def test_capability_is_named():

@@ -1,0 +1,42 @@
+#include "combine.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "capability.h"
+
+namespace ratfast {
+namespace {
+
+// Elements read that are worth a thread's start.
+constexpr std::int64_t kGrain = std::int64_t{1} << 16;
+
+}  // namespace
+
+std::optional<CombineKind> combine_kind_named(const std::string& name) {
+  if (name == "min") return CombineKind::min;
+  if (name == "max") return CombineKind::max;
+  if (name == "geometric") return CombineKind::geometric;
+  if (name == "fisher") return CombineKind::fisher;
+  if (name == "sum") return CombineKind::sum;
+  if (name == "elect") return CombineKind::elect;
+  return std::nullopt;
+}
+
+bool combine(const std::vector<CombineSegment>& segments, const CombineOptions& options,
+             const ParallelFor& parallel_for) {
+  Concatenation elements;
+  for (const auto& segment : segments) elements.add(segment.numel);
+  const Leaf& loops = leaf();
+  std::atomic<bool> finite{true};
+  parallel_for(elements.total(), std::max<std::int64_t>(1024, kGrain / options.models),
+               [&](std::int64_t from, std::int64_t until) {
+                 elements.visit(from, until, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
+                   if (!loops.combine(segments[t], begin, end, options))
+                     finite.store(false, std::memory_order_relaxed);
+                 });
+               });
+  return finite;
+}
+
+}  // namespace ratfast

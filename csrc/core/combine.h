@@ -1,0 +1,20 @@
+// Element-wise reductions over the models of a pool in host memory.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "leaf.h"
+#include "parallel.h"
+
+namespace ratfast {
+
+std::optional<CombineKind> combine_kind_named(const std::string& name);
+
+// See combine_formula.h. An output may be the memory of a source or of the base of its segment. Returns
+// whether all that was written is finite.
+bool combine(const std::vector<CombineSegment>& segments, const CombineOptions& options,
+             const ParallelFor& parallel_for);
+
+}  // namespace ratfast
