@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "../core/columns.h"
 #include "../core/leaf.h"
 
 namespace ratfast::cuda {

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "../cuda/launch.h"
-#include "column_arguments.h"
 #include "common.h"
 
 namespace {
@@ -66,11 +65,12 @@ Tensor gram(Tensors sources, std::int64_t models) {
   STD_TORCH_CHECK(models <= cuda::kMaxSources, "ratfast: at most ", cuda::kMaxSources,
                   " models can be multiplied at once on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
-  const std::int64_t room = cuda::gram_workspace(arguments.segments, arguments.models);
+  const std::int64_t room = cuda::gram_workspace(arguments.segments, arguments.num_sources);
   const auto tensors = static_cast<std::int64_t>(arguments.segments.size());
   const Tensor workspace = torch::stable::new_empty(first, {room}, ScalarType::Double);
   const Tensor result = torch::stable::new_empty(first, {tensors, models, models}, ScalarType::Double);
-  STD_CUDA_CHECK(cuda::gram(arguments.segments, arguments.models, static_cast<double*>(workspace.data_ptr()),
+  STD_CUDA_CHECK(cuda::gram(arguments.segments, arguments.num_sources,
+                            static_cast<double*>(workspace.data_ptr()),
                             static_cast<double*>(result.data_ptr()), current_stream(first)));
   // Waits for the stream: what follows is decided on the CPU.
   return torch::stable::to(result, torch::stable::Device(torch::headeronly::DeviceType::CPU));
