@@ -26,6 +26,7 @@ MODELS = int(os.environ.get("RATFAST_BENCH_MODELS", "4"))
 NETWORK = os.environ.get("RATFAST_BENCH_NETWORK", "resnet50")
 ROUNDS = int(os.environ.get("RATFAST_BENCH_ROUNDS", "5"))
 DTYPE = os.environ.get("RATFAST_BENCH_DTYPE", "float32")
+SEVERAL = 8  # outputs of the contestant that makes many averages at once
 
 
 class Models:
@@ -47,6 +48,12 @@ class Models:
         self.out = torch.empty_like(self.rows[0])
         self.out_dict = self.views(self.out)
         self.expected = sum(row.double() for row in self.rows) / MODELS
+
+    def several(self):
+        """The rows of SEVERAL outputs, `out` the first."""
+        if not hasattr(self, "_more"):
+            self._more = [torch.empty_like(self.out) for _ in range(SEVERAL - 1)]
+        return [self.out, *self._more]
 
     def views(self, row):
         pieces = row.split([entry.numel for entry in self.layout])
@@ -72,6 +79,14 @@ def copy(models):
 def ratfast_rows(models):
     weights = torch.full((1, MODELS), 1 / MODELS, dtype=torch.float64)
     ops.mix_([[models.out]], [[row] for row in models.rows], weights)
+    return models.out
+
+
+def ratfast_rows_8_outputs(models):
+    """Eight soups in one pass; the first is the average."""
+    weights = torch.full((SEVERAL, MODELS), 1 / MODELS, dtype=torch.float64)
+    weights[1:] += torch.linspace(-1, 1, SEVERAL - 1, dtype=torch.float64)[:, None]
+    ops.mix_([[row] for row in models.several()], [[row] for row in models.rows], weights)
     return models.out
 
 
@@ -110,6 +125,7 @@ def foreach_lerp(models):
 CONTESTANTS = {
     "copy": copy,
     "ratfast-rows": ratfast_rows,
+    "ratfast-rows-8-outputs": ratfast_rows_8_outputs,
     "ratfast-dicts": ratfast_dicts,
     "ratfast-dicts-in-place": ratfast_dicts_in_place,
     "official-running-mean": official_running_mean,
@@ -138,7 +154,8 @@ def test_average(benchmark, models, name):
     benchmark.group = f"average of {MODELS} x {NETWORK}, {DTYPE}, {device.type}"
     benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=1)
     row = models.out.nbytes
-    touched = row * (2 * MODELS if name == "copy" else MODELS + 1)
+    outputs = SEVERAL if function is ratfast_rows_8_outputs else 1
+    touched = row * (2 * MODELS if name == "copy" else MODELS + outputs)
     benchmark.extra_info.update(
         contestant=name,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -36,7 +36,7 @@ def compiler() -> str:
 def driver(request, tmp_path_factory) -> tuple[Path, int]:
     """The driver, built with a sanitizer, and how many rounds it shall run."""
     folder = tmp_path_factory.mktemp("sanitize")
-    flags = ["-std=c++20", "-O1", "-g", "-w", "-ffp-contract=off", "-fno-omit-frame-pointer"]
+    flags = ["-std=c++20", "-O1", "-g1", "-w", "-ffp-contract=off", "-fno-omit-frame-pointer"]
     flags += [f"-fsanitize={SANITIZERS[request.param]}", "-fno-sanitize-recover=all", f"-I{CORE}"]
     (folder / "empty.cpp").write_text("int main() {}\n")
     probe = subprocess.run(
