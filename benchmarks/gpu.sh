@@ -18,7 +18,7 @@ results=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python3}
-steps=${STEPS:-machine build tests memcheck optimizers averaging train}
+steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging averaging20 train}
 log=$results/log.txt
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export RATFAST_REQUIRE_CUDA=1
@@ -75,20 +75,25 @@ PYTHON
 collectable() { mapfile -t ignored < <("$python" benchmarks/importable.py tests 2> >(tee -a "$log" >&2)); }
 
 # Without the caching allocator every tensor is an allocation of its own, and reading past its end is seen.
-# The kernels use no shared memory, so that there is nothing for the sanitizer's race check to find.
 memcheck() { # runs the GPU tests of what launches kernels
     env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 --target-processes all \
         "$python" -m pytest -q -x -p no:cacheprovider -m "cuda and not slow" "${kernel_tests[@]}" "${ignored[@]}"
 }
 
+# Of the kernels only those of gram use shared memory.
+racecheck() {
+    compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all \
+        "$python" -m pytest -q -x -p no:cacheprovider -m "cuda and not slow" -k gram tests/test_ops_cuda.py
+}
+
 # A record is made in the checkout and moved out of it.
-measure() { # SUITE
+measure() { # SUITE [NAME]
     local line status
     "$python" benchmarks/record.py "benchmarks/test_$1.py" -m cuda -p no:cacheprovider | tee "$results/.measure"
     status=${PIPESTATUS[0]}
     line=$(sed -n 's/^wrote //p' "$results/.measure")
     rm -f "$results/.measure"
-    [ "$status" -eq 0 ] && mv "$line" "$results/$1.json"
+    [ "$status" -eq 0 ] && mv "$line" "$results/${2:-$1}.json"
 }
 
 # The demonstration, with what it trained on and how fast; needs the packages of the extra `demo`.
@@ -125,7 +130,7 @@ present=()
 for path in "${kernel_tests[@]}"; do [ -e "$path" ] && present+=("$path"); done
 kernel_tests=("${present[@]}")
 ignored=()
-export -f machine memcheck measure train
+export -f machine memcheck racecheck measure train
 export python results
 
 bash_step() { # NAME SECONDS FUNCTION...: a step that is a function of this script
@@ -139,6 +144,7 @@ step build 600 env RATFAST_NATIVE=require RATFAST_CUDA=require "$python" setup.p
 case " $steps " in *" tests "* | *check*) collectable ;; esac
 step tests 600 "$python" -m pytest -q -p no:cacheprovider tests "${ignored[@]}"
 bash_step memcheck 600 memcheck
+bash_step racecheck 600 racecheck
 export RATFAST_BENCH_MODELS=${RATFAST_BENCH_MODELS:-4,20} # of the averaging suite
 for suite in optimizers averaging; do
     [ -e "benchmarks/test_$suite.py" ] && bash_step "$suite" 600 measure "$suite"

@@ -10,7 +10,7 @@ what was overwritten.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,16 +44,19 @@ _library.impl("kth_magnitudes", reference.kth_magnitudes, "CompositeExplicitAuto
 _library.impl("adam_", reference.adam_, "CompositeExplicitAutograd")
 native.load_torch_libraries()
 
-_MOST_CUDA_SOURCES = 1024  # what one call of the CUDA library can mix: kMaxSources of csrc/cuda/launch.h
+# What one call of the CUDA library can mix or multiply, and combine: kMaxSources, kMaxCombined of csrc/cuda/launch.h.
+_MOST_CUDA_SOURCES = 1024
+_MOST_CUDA_COMBINED = 512
 
 
 @torch.library.register_fake("ratfast::mix_", lib=_library)
 def _(outputs: list[Tensor], sources: list[Tensor], weights: Tensor) -> None:
-    return None
+    _check_cuda(outputs)
 
 
 @torch.library.register_fake("ratfast::gram", lib=_library)
 def _(sources: list[Tensor], models: int) -> Tensor:
+    _check_cuda(sources)
     return torch.empty(len(sources) // models, models, models, dtype=torch.float64, device="cpu")
 
 
@@ -61,7 +64,7 @@ def _(sources: list[Tensor], models: int) -> Tensor:
 def _(
     outputs: list[Tensor], sources: list[Tensor], bases: list[Tensor], kind: str, **options: object
 ) -> None:
-    return None
+    _check_cuda(outputs)
 
 
 @torch.library.register_fake("ratfast::kth_magnitudes", lib=_library)
@@ -79,7 +82,15 @@ def _(
     steps: Tensor,
     **scalars: float,
 ) -> None:
-    return None
+    _check_cuda(params)
+
+
+def _check_cuda(tensors: Iterable[Tensor]) -> None:
+    """Before an operator runs natively on a CUDA device: where that cannot work, all of them leave it to torch."""
+    for device in {tensor.device for tensor in tensors}:
+        if device.type == "cuda" and native.covers("cuda") and not native.check_cuda(device.index or 0):
+            for name in ("mix_", "gram", "combine_", "adam_"):
+                _library.impl(name, getattr(reference, name), "CUDA")
 
 
 def mix_(
@@ -146,7 +157,8 @@ def gram(sources: Sequence[Sequence[Tensor]]) -> Tensor:
     """Inner products between N models, tensor by tensor: `[t, i, j] = sources[i][t] . sources[j][t]`.
 
     Accumulated in float64 in an order that depends on the number of elements alone, so that the result is the
-    same for every number of threads and every instruction set.
+    same for every number of threads and every instruction set. More than 1,024 models on a CUDA device are multiplied
+    by plain torch.
 
     Args:
         sources: N models of T tensors; N >= 1. The tensors of one t must agree in shape and strides and be
@@ -167,8 +179,11 @@ def gram(sources: Sequence[Sequence[Tensor]]) -> Tensor:
         return torch.zeros(0, len(sources), len(sources), dtype=torch.float64)
     flat = [tensor for model in sources for tensor in model]
     check_alike(num_tensors, sources=flat)
+    if not torch.compiler.is_compiling():
+        _check_cuda(flat[:1])
+    beyond = flat[0].is_cuda and len(sources) > _MOST_CUDA_SOURCES
     with torch.no_grad():
-        return torch.ops.ratfast.gram(flat, len(sources))
+        return (reference.gram if beyond else torch.ops.ratfast.gram)(flat, len(sources))
 
 
 def combine_(
@@ -186,7 +201,8 @@ def combine_(
     scale: float = 1.0,
     normalize: bool = True,
 ) -> None:
-    """Reduces N models x_n to one, element by element, in float64 on every device.
+    """Reduces N models x_n to one, element by element, in float64 on every device; more than 512 models on a CUDA
+    device by plain torch.
 
     - `min`, `max`: over the models; NaN wins. Weights are ignored.
     - `geometric`: `exp(sum w_n ln |x_n|)` with the sign of `sum w_n x_n`; 0 where an x_n is 0 and none is NaN.
@@ -255,8 +271,11 @@ def combine_(
     if not torch.compiler.is_compiling():
         check_memory(flat_outputs, flat_sources, num_tensors)
         check_memory(flat_outputs, flat_bases, num_tensors, "bases")
+        _check_cuda(flat_outputs[:1])
+    beyond = flat_outputs[0].is_cuda and num_models > _MOST_CUDA_COMBINED
     with torch.no_grad():
-        torch.ops.ratfast.combine_(flat_outputs, flat_sources, flat_bases, kind, **options)
+        operator = reference.combine_ if beyond else torch.ops.ratfast.combine_
+        operator(flat_outputs, flat_sources, flat_bases, kind, **options)
     _increment_versions(flat_outputs)
 
 
@@ -421,6 +440,8 @@ def _call(
 ) -> None:
     """Calls an operator after `check`, or without it where native code refuses the same things faster."""
     devices = {tensor.device for tensor in tensors}
+    if not torch.compiler.is_compiling():
+        _check_cuda(tensors[:1])
     trusted = (
         not torch.compiler.is_compiling()
         and len(devices) == 1

@@ -13,16 +13,6 @@ constexpr std::int64_t kGrain = std::int64_t{1} << 16;
 
 }  // namespace
 
-std::optional<CombineKind> combine_kind_named(const std::string& name) {
-  if (name == "min") return CombineKind::min;
-  if (name == "max") return CombineKind::max;
-  if (name == "geometric") return CombineKind::geometric;
-  if (name == "fisher") return CombineKind::fisher;
-  if (name == "sum") return CombineKind::sum;
-  if (name == "elect") return CombineKind::elect;
-  return std::nullopt;
-}
-
 bool combine(const std::vector<CombineSegment>& segments, const CombineOptions& options,
              const ParallelFor& parallel_for) {
   Concatenation elements;

@@ -57,9 +57,49 @@ void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
                             current_stream(first)));
 }
 
+Tensor gram(Tensors sources, std::int64_t models) {
+  using torch::headeronly::ScalarType;
+  const GramArguments arguments(sources, models);
+  const Tensor& first = sources.front();
+  STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  STD_TORCH_CHECK(models <= cuda::kMaxSources, "ratfast: at most ", cuda::kMaxSources,
+                  " models can be multiplied at once on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  const std::int64_t room = cuda::gram_workspace(arguments.segments, arguments.num_sources);
+  const auto tensors = static_cast<std::int64_t>(arguments.segments.size());
+  const Tensor workspace = torch::stable::new_empty(first, {room}, ScalarType::Double);
+  const Tensor result = torch::stable::new_empty(first, {tensors, models, models}, ScalarType::Double);
+  STD_CUDA_CHECK(cuda::gram(arguments.segments, arguments.num_sources,
+                            static_cast<double*>(workspace.data_ptr()),
+                            static_cast<double*>(result.data_ptr()), current_stream(first)));
+  // Waits for the stream: what follows is decided on the CPU.
+  return torch::stable::to(result, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+void combine_(Tensors outputs, Tensors sources, Tensors bases, std::string kind, const Tensor& weights,
+              std::optional<Tensor> thresholds, std::optional<Tensor> densities, std::optional<Tensor> keys,
+              std::optional<Tensor> streams, std::int64_t seed, double scale, bool normalize) {
+  const CombineArguments arguments(outputs, sources, bases, kind, weights, thresholds, densities, keys,
+                                   streams, seed, scale, normalize);
+  const Tensor& first = outputs.front();
+  STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  STD_TORCH_CHECK(arguments.options.models <= cuda::kMaxCombined, "ratfast: at most ", cuda::kMaxCombined,
+                  " models can be combined at once on a CUDA device");
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  STD_CUDA_CHECK(cuda::combine(arguments.segments, arguments.options, current_stream(first)));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
+  library.impl("gram", TORCH_BOX(&gram));
+  library.impl("combine_", TORCH_BOX(&combine_));
   library.impl("mix_", TORCH_BOX(&mix_));
   library.impl("adam_", TORCH_BOX(&adam_));
+}
+
+// For ratfast.native, before the first call on a device: what keeps this library from running there, or null.
+extern "C" __attribute__((visibility("default"))) const char* ratfast_cuda_problem(int device) {
+  const cudaError_t error = ratfast::cuda::probe(device);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

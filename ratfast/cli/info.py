@@ -26,8 +26,9 @@ def collect(device: bool = False) -> dict[str, Any]:
     """What `ratfast info` shows, JSON-able.
 
     Args:
-        device: whether to ask torch about CUDA devices, which imports torch.
+        device: whether to ask torch about CUDA devices, and whether the CUDA library runs on them; imports torch.
     """
+    gpus = _torch_gpus() if device else _driver_gpus()
     return {
         "ratfast": __version__,
         "python": platform.python_version(),
@@ -35,7 +36,7 @@ def collect(device: bool = False) -> dict[str, Any]:
         "packages": _packages(),
         "native": _native(),
         "cpus": len(os.sched_getaffinity(0)),
-        "gpus": _torch_gpus() if device else _driver_gpus(),
+        "gpus": gpus,
         "backbones": {
             name: "needs " + ", ".join(missing)
             if (missing := registry.find(name).missing_packages())
@@ -95,8 +96,10 @@ def _driver_gpus() -> list[str]:
 def _torch_gpus() -> list[str]:
     import torch
 
+    native.load_torch_libraries()
     gpus = []
     for index in range(torch.cuda.device_count()):
+        native.check_cuda(index)
         properties = torch.cuda.get_device_properties(index)
         gpus.append(
             f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "

@@ -11,6 +11,7 @@ Environment:
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ _core_tried = False
 _torch_tried = False
 _loaded: dict[str, Path] = {}
 _problems: dict[str, str] = {}
+_cuda_checked: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,40 @@ def covers(device_type: str) -> bool:
     return device_type in _loaded
 
 
+def check_cuda(device: int) -> bool:
+    """Whether the CUDA library, which is loaded, runs on a CUDA device; asks CUDA once per device.
+
+    A library can load and yet not run: the driver is too old for the CUDA it was built with, or the GPU is of an
+    architecture that it was not compiled for. Then it counts as not loaded from here on, with one warning, and the
+    caller has to take its operators out of use.
+
+    Args:
+        device: index of a CUDA device that this process uses.
+    """
+    with _lock:
+        if "cuda" in _loaded and device not in _cuda_checked:
+            _cuda_checked.add(device)
+            probe = ctypes.CDLL(str(_loaded["cuda"])).ratfast_cuda_problem
+            probe.restype = ctypes.c_char_p
+            problem = probe(device)
+            if problem is not None:
+                archs = ", ".join(build_info().get("cuda_architectures", ())) or "unknown architectures"
+                _problems["cuda"] = (
+                    f"{_loaded['cuda'].name}, compiled for {archs}, cannot run on cuda:{device} ({problem.decode()})"
+                )
+                del _loaded["cuda"]
+                _warn_of_cuda(_problems["cuda"])
+        return "cuda" in _loaded
+
+
+def _warn_of_cuda(reason: str) -> None:
+    warnings.warn(
+        f"ratfast runs on plain torch on CUDA devices, which is slower: {reason}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
 def _load_torch_libraries() -> None:
     import torch
 
@@ -125,11 +161,7 @@ def _load_torch_libraries() -> None:
         )
     elif "cuda" not in _loaded and torch.cuda.is_available():
         reason = _problems.get("cuda", "this torch is built without CUDA")
-        warnings.warn(
-            f"ratfast runs on plain torch on CUDA devices, which is slower: {reason}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _warn_of_cuda(reason)
 
 
 def _load_torch_library(device: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ratfast import native
 
@@ -63,6 +64,37 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# Stands for a device that the library loads beside and cannot run on: none has this number.
+UNUSABLE = """
+import types, torch
+from ratfast import native, ops
+assert native.covers("cuda") and not torch.cuda.is_initialized()
+absent = types.SimpleNamespace(device=torch.device("cuda", 99))
+for _ in range(2):
+    ops._check_cuda([absent])
+assert not native.covers("cuda") and native.covers("cpu")
+for name in ("mix_", "gram", "combine_", "adam_"):
+    lines = torch._C._dispatch_dump(f"ratfast::{name}").splitlines()
+    assert any(line.startswith("CUDA: ") and "ops.py" in line for line in lines), lines
+print(native.status().reason)
+"""
+
+
+@pytest.mark.skipif(STATUS.cuda_library is None or torch.version.cuda is None, reason="no CUDA library")
+def test_a_cuda_library_that_cannot_run_leaves_its_work_to_torch():
+    done = fresh(UNUSABLE)
+    reason = done.stdout.strip()
+    assert "libratfast_cuda.so" in reason and "cannot run on cuda:99 (" in reason
+    assert done.stderr.count("runs on plain torch on CUDA devices") == 1 and reason in done.stderr
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(STATUS.cuda_library is None, reason="no CUDA library")
+def test_the_cuda_library_runs_here(cuda):
+    native.load_torch_libraries()
+    assert native.check_cuda(cuda.index) and native.covers("cuda")
+
+
 @pytest.mark.skipif(not LIBRARIES or shutil.which("nm") is None, reason="nothing built, or no nm")
 @pytest.mark.parametrize("path", LIBRARIES, ids=lambda path: path.name)
 def test_no_symbol_of_an_unstable_abi(path):
@@ -80,7 +112,8 @@ def test_libraries_export_nothing_of_the_core(path):
     symbols = subprocess.run(
         ["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True
     ).stdout
-    assert "ratfast" not in symbols
+    # But for what ratfast.native asks before the first call on a CUDA device.
+    assert re.findall(r"\b\w*ratfast\w*", symbols) == ["ratfast_cuda_problem"] * (path == STATUS.cuda_library)
 
 
 @pytest.mark.skipif(not LIBRARIES or shutil.which("readelf") is None, reason="nothing built, or no readelf")

@@ -41,7 +41,7 @@ int mix(int tensors, const long long* numels, int outputs, void** output_pointer
 int gram(int tensors, const long long* numels, int sources, void** pointers, const unsigned char* codes,
          double* result) {
   const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * sources);
-  std::vector<cuda::GramSegment> segments;
+  std::vector<GramSegment> segments;
   for (int t = 0; t < tensors; ++t)
     segments.push_back({numels[t], pointers + t * sources, types.data() + t * sources});
   // Memory that a sum forgets to write is not to pass for zero.
@@ -56,13 +56,13 @@ int combine(int tensors, const long long* numels, void** outputs, const unsigned
             const double* densities, const unsigned long long* keys, const std::int64_t* streams,
             unsigned long long seed, double scale, int normalize) {
   const auto types = dtypes(source_codes, static_cast<std::size_t>(tensors) * lists);
-  std::vector<cuda::CombineSegment> segments;
+  std::vector<CombineSegment> segments;
   for (int t = 0; t < tensors; ++t)
     segments.push_back({numels[t], sources + t * lists, types.data() + t * lists,
                         bases == nullptr ? nullptr : bases[t],
                         bases == nullptr ? DType::f32 : static_cast<DType>(base_codes[t]), outputs[t],
                         static_cast<DType>(output_codes[t]),
-                        thresholds == nullptr ? nullptr : thresholds + t * models, keys[t]});
+                        thresholds == nullptr ? nullptr : thresholds + t * models, keys[t], 0});
   return cuda::combine(
       segments,
       {static_cast<CombineKind>(kind), models, weights, densities, streams, seed, scale, normalize != 0},
