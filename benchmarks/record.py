@@ -1,8 +1,12 @@
-"""Runs a benchmark suite and keeps what it measured: `python benchmarks/record.py SUITE [PYTEST ARGUMENTS]`.
+"""Runs a benchmark suite and keeps what it measured: `python benchmarks/record.py SUITE [ARGUMENTS]`.
+
+SUITE is a file of tests, `test_*.py`, and ARGUMENTS go to pytest; or a script that takes `--json FILE` and writes
+a list of benchmarks there: group, contestant, seconds (a list) and extra.
 
 Writes benchmarks/results/SUITE-MACHINE-COMMIT.json: the command, the environment variables that shape the
-suite, the machine, the versions, the commit, every repetition in seconds, medians, and for each group how
-many times the median of each of this project's contestants goes into the median of every other.
+suite, the machine, the versions, the commit, every repetition in seconds, medians, for each group how many times
+the median of each of this project's contestants goes into the median of every other, and, where a group has a
+contestant "copy", the bytes per second of all as shares of its own.
 """
 
 from __future__ import annotations
@@ -76,13 +80,26 @@ def ratios(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, fl
     }
 
 
+def shares_of_copy(benchmarks: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By group that has a copy: the contestants' bytes per second, of those that must move, as shares of its own."""
+    groups: dict[str, dict[str, float]] = {}
+    for benchmark in benchmarks:
+        if "bytes" in benchmark["extra"]:
+            rate = benchmark["extra"]["bytes"] / benchmark["median"]
+            groups.setdefault(benchmark["group"], {})[benchmark["contestant"]] = rate
+    return {
+        group: {name: round(rate / rates["copy"], 3) for name, rate in rates.items() if name != "copy"}
+        for group, rates in groups.items()
+        if "copy" in rates
+    }
+
+
 def condense(report: dict[str, Any]) -> list[dict[str, Any]]:
     """From pytest-benchmark's report: what each contestant is and every repetition."""
     return [
         {
             "group": benchmark["group"],
             "contestant": benchmark["extra_info"].get("contestant", benchmark["name"]),
-            "median": statistics.median(benchmark["stats"]["data"]),
             "seconds": benchmark["stats"]["data"],
             "extra": {key: value for key, value in benchmark["extra_info"].items() if key != "contestant"},
         }
@@ -99,6 +116,7 @@ def main() -> int:
     described = machine()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
+        of_pytest = suite.name.startswith("test_")
         command = [
             sys.executable,
             "-m",
@@ -108,6 +126,8 @@ def main() -> int:
             *sys.argv[2:],
             f"--benchmark-json={report}",
         ]
+        if not of_pytest:
+            command = [sys.executable, str(suite), *sys.argv[2:], f"--json={report}"]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -115,17 +135,25 @@ def main() -> int:
         status = subprocess.run(command, env=environment, check=False).returncode
         if status != 0:
             return status
-        benchmarks = condense(json.loads(report.read_text()))
+        found = json.loads(report.read_text())
+    benchmarks = condense(found) if of_pytest else found
+    for benchmark in benchmarks:
+        benchmark["median"] = statistics.median(benchmark["seconds"])
     commit = output("git", "rev-parse", "HEAD") or "unknown"
     record = {
         "command": shlex.join(["python", "benchmarks/record.py", *sys.argv[1:]]),
-        "environment": {key: value for key, value in os.environ.items() if VARIABLES.fullmatch(key)},
+        "environment": {
+            key: re.sub(r"(/[\w.-]+)+/", "", value)  # of paths, the last part says enough
+            for key, value in os.environ.items()
+            if VARIABLES.fullmatch(key)
+        },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
         "uncommitted_changes": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
         "machine": described,
         "versions": versions(),
         "ratios": ratios(benchmarks),
+        "shares_of_copy": shares_of_copy(benchmarks),
         "benchmarks": benchmarks,
     }
     label = (
@@ -134,6 +162,7 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{suite.stem.removeprefix('test_')}-{label}-{commit[:9]}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps({key: record[key] for key in ("ratios", "shares_of_copy")}, indent=1))
     print(f"wrote {path.relative_to(ROOT)}")
     return 0
 

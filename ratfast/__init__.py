@@ -15,19 +15,23 @@ from ratfast.version import __version__
 if TYPE_CHECKING:
     from ratfast import checkpoints, data, models, optim, protocol, swa, train
     from ratfast.arena import Arena
-    from ratfast.averaging import average
+    from ratfast.averaging import average, merge, merge_files
     from ratfast.averaging.pool import Pool
     from ratfast.averaging.soup import greedy_soup
+    from ratfast.ema import ModelEma
 
 __all__ = [
     "Arena",
     "InputError",
+    "ModelEma",
     "Pool",
     "__version__",
     "average",
     "checkpoints",
     "data",
     "greedy_soup",
+    "merge",
+    "merge_files",
     "models",
     "optim",
     "protocol",
@@ -37,11 +41,14 @@ __all__ = [
 
 _HOMES = {
     "Arena": "arena",
+    "ModelEma": "ema",
     "Pool": "averaging.pool",
     "average": "averaging",
     "checkpoints": None,
     "data": None,
     "greedy_soup": "averaging.soup",
+    "merge": "averaging",
+    "merge_files": "averaging",
     "models": None,
     "optim": None,
     "protocol": None,

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ratfast.averaging.members import Member
-from ratfast.averaging.rules import bool_buffer, buffers_differ
+from ratfast.averaging.rules import bool_buffer, buffers_differ, other_kind
 from ratfast.dtypes import BY_NAME
-from ratfast.errors import InputError
 from ratfast.rows import dtype_name
 
 
@@ -45,15 +44,22 @@ def average_integer(name: str, members: Sequence[Member], weights: Sequence[floa
     return total.round_().to(first.dtype)
 
 
-def check_kinds(names: Sequence[str], members: Sequence[Member]) -> None:
-    """Raises InputError if a tensor to be summed is not of a floating type in every model."""
+def check_kinds(names: Sequence[str], members: Sequence[Member], policy: str) -> None:
+    """Refuses sums over integers and floating numbers, which would be cut off without a word.
+
+    Raises:
+        InputError: a tensor is of a floating type in the first model and not in another; or, where buffers are
+            averaged, the other way round.
+    """
+    first = members[0]
     for member in members[1:]:
         for name in names:
-            if not member.tensors[name].is_floating_point():
-                dtype = dtype_name(member.tensors[name].dtype)
-                raise InputError(
-                    f"{name!r} is {dtype} in {member.label}, but of a floating type in {members[0].label}"
-                )
+            if name not in member.tensors:
+                continue
+            floating = first.tensors[name].is_floating_point()
+            if member.tensors[name].is_floating_point() != floating and (floating or policy == "average"):
+                own, other = dtype_name(first.tensors[name].dtype), dtype_name(member.tensors[name].dtype)
+                raise other_kind(name, other, member.label, own, first.label)
 
 
 def _equal(first: Tensor, other: Tensor) -> bool:

@@ -1,281 +1,314 @@
-"""Files averaged into a file: mapped, summed in pieces and written as they come, without torch."""
+"""Checkpoint files combined into a file, by any method; without torch where native code is there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ratfast import native
-from ratfast.averaging.rules import (
-    bool_buffer,
-    buffers_differ,
-    check_buffers,
-    check_layouts,
-    check_weights,
-)
-from ratfast.checkpoints import MappedFile, is_safetensors, read_metadata, sha256, write_chunks
-from ratfast.checkpoints.names import is_buffer_name
+from ratfast.averaging.combination import Combination, Rows
+from ratfast.averaging.file_pool import FilePool
+from ratfast.averaging.methods import METHODS, find_method, has_base, plan
+from ratfast.averaging.rules import check_buffers, check_weights
+from ratfast.averaging.streaming import Hashing, Progress, write_outputs
+from ratfast.checkpoints import find_checkpoints, is_safetensors, open_checkpoint, read_metadata
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
-from ratfast.layout import Entry, Layout, TensorSpec
 from ratfast.version import __version__
 
-_PIECE_BYTES = 32 << 20  # of output that is computed, then written, at a time
-
 FileName = str | os.PathLike[str]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `average_files` wrote.
+    """What was written.
 
     Attributes:
-        path: the file.
+        path: the file; of several outputs the first.
         models: how many checkpoints went into it.
         tensors: how many it holds.
         nbytes: their size.
+        paths: all files.
     """
 
     path: str
     models: int
     tensors: int
     nbytes: int
+    paths: tuple[str, ...] = ()
 
 
 def average_files(
-    paths: Sequence[FileName],
+    paths: FileName | Sequence[FileName],
     output: FileName,
     *,
     weights: Sequence[float] | None = None,
     buffers: str = "error",
     dtype: str | None = None,
     method: str | None = None,
+    selection: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Averages checkpoints into a safetensors file, by the rules of `ratfast.average`.
 
-    Safetensors files are mapped and summed piece by piece, in little memory and without torch. Where one is
-    of another kind, or the native module is missing, torch does the work.
-
-    The output's metadata record the method, the weights, the policy for buffers, this library's version, and
-    the name and SHA-256 of every input; what all inputs say about their model is kept.
+    `merge_files` with the method "uniform", or "weighted" where weights are given.
 
     Args:
-        paths: the checkpoints; at least one.
-        output: the file to create or replace once all is written. It may be one of the inputs, which are read
-            to the end before the name passes to the new file.
+        paths: the checkpoints, at least one: files, folders and patterns, as `find_checkpoints` takes them.
+        output: as in `merge_files`.
         weights: one finite number for each checkpoint, not required to sum to 1; by default 1 / N.
-        buffers: "keep", "average" or "error".
-        dtype: the type of floating tensors in the output; by default each keeps the first checkpoint's.
+        buffers: as in `merge_files`.
+        dtype: as in `merge_files`.
         method: how checkpoints and weights were chosen, for the metadata; by default "uniform" or "weighted".
-        progress: called with the number of bytes of output done since the last call.
+        selection: what else the metadata are to say of that choice, as JSON-able values.
+        progress: as in `merge_files`.
 
     Raises:
-        InputError: a file is malformed, the files do not fit together, or the output cannot be written there.
+        InputError: as in `merge_files`.
+        OSError: as in `merge_files`.
+    """
+    options = {} if weights is None else {"weights": weights}
+    job = _Job(
+        paths,
+        (),
+        "weighted",
+        options,
+        buffers,
+        dtype,
+        method or ("weighted" if options else "uniform"),
+        selection,
+    )
+    return job.write(output, progress)
+
+
+def merge_files(
+    paths: FileName | Sequence[FileName],
+    output: FileName,
+    *,
+    method: str,
+    buffers: str = "error",
+    dtype: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Written:
+    """Combines checkpoints into a safetensors file by a method of `ratfast.averaging.methods`.
+
+    The files are mapped and read piece by piece, in little memory and without torch. Where the native module is
+    missing, torch does the work. The numbers are the same either way, and those of `ratfast.merge`.
+
+    The output's metadata record the method with its options, the policy for buffers, this library's version, and the
+    name and SHA-256 of every input, so that `again` makes the same file once more; what all inputs say about their
+    model is kept.
+
+    Args:
+        paths: the checkpoints, at least one: files, folders and patterns, as `find_checkpoints` takes them.
+        output: the file to create or replace once all is written. It may be one of the inputs, which are read to the
+            end before the name passes to the new file. Where the method makes several outputs, each gets the point
+            of its path into its name: for "{alpha}" in the name, or else before the suffix.
+        method: a name of `ratfast.averaging.methods.METHODS`.
+        buffers: "keep" the first checkpoint's; "average" them; or "error": keep them, but stop where they differ.
+        dtype: the type of floating tensors in the output; by default each keeps the first checkpoint's.
+        progress: called with the number of bytes of output done since the last call.
+        options: the method's own; `base` as an index of `paths` or as a file, which then comes first; for "fisher"
+            also `fisher`: the files of the diagonals, in the order of `paths`.
+
+    Raises:
+        InputError: a file is malformed, the files or options do not fit together, a result is not finite, or the
+            output cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
-    check_buffers(buffers)
-    if not paths:
-        raise InputError("there are no checkpoints to average")
-    if dtype is not None and (dtype not in BY_NAME or not BY_NAME[dtype].is_floating):
-        raise InputError(f"dtype is {dtype}, expected float64, float32, float16 or bfloat16")
-    numbers = check_weights(weights, len(paths))
-    method = method or ("uniform" if weights is None else "weighted")
-    core = native.load_core() if all(is_safetensors(path) for path in paths) else None
-    if core is None:
-        return _with_torch(paths, output, method, numbers, buffers, dtype)
-    job = _Job([MappedFile(path) for path in paths], numbers, buffers, dtype, core)
-    metadata = _metadata(paths, method, numbers, buffers)
-    write_chunks(output, job.layout, job.chunks(progress), metadata)
-    return Written(os.fspath(output), len(paths), len(job.layout), job.layout.nbytes)
-
-
-def threads() -> int:
-    """How many threads to use: OMP_NUM_THREADS, or the processors this process may run on."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdecimal() and int(text) > 0 else len(os.sched_getaffinity(0))
-
-
-class _Job:
-    """An average of mapped files, checked and planned."""
-
-    def __init__(
-        self, files: list[MappedFile], weights: list[float], buffers: str, dtype: str | None, core: ModuleType
-    ):
-        self._files = files
-        self._weights = weights
-        self._policy = buffers
-        self._core = core
-        self._counted = [n for n, weight in enumerate(weights) if weight != 0.0] or [0]
-        labels = [str(file.header.path) for file in files]
-        check_layouts([file.header.layout for file in files], labels)
-        first = files[0].header.layout
-        self._buffers = {entry.name for entry in first if is_buffer_name(entry.name, entry.dtype)}
-        self._check_kinds(labels)
-        if buffers == "error":
-            for file, label in zip(files[1:], labels[1:], strict=True):
-                differing = [
-                    name for name in first.names if name in self._buffers and not self._equal(name, file)
-                ]
-                if differing:
-                    raise buffers_differ(differing, label, labels[0])
-        self.layout = Layout.pack(
-            TensorSpec(
-                entry.name,
-                entry.shape,
-                dtype if dtype is not None and BY_NAME[entry.dtype].is_floating else entry.dtype,
-                is_buffer=entry.name in self._buffers,
-            )
-            for entry in first
+    method = method.replace("_", "-")
+    find_method(method)
+    paths = find_checkpoints(paths)
+    if isinstance(options.get("base"), (str, os.PathLike)):
+        if not has_base(method):
+            raise InputError(f"the method {method} takes no base")
+        paths, options = [options["base"], *paths], {**options, "base": 0}
+    fisher = options.pop("fisher", None)
+    if fisher is not None and method != "fisher":
+        raise InputError(f"the method {method} takes no Fisher diagonals")
+    diagonals = find_checkpoints(fisher or ())
+    if method == "fisher" and len(diagonals) != len(paths):
+        raise InputError(
+            f"fisher needs a file of the Fisher diagonal of each of {len(paths)} checkpoints, got {len(diagonals)}"
         )
+    return _Job(paths, diagonals, method, options, buffers, dtype, method).write(output, progress)
 
-    def chunks(self, progress: Progress | None) -> Iterator[np.ndarray]:
-        """The pieces of the result's row, in order; each is valid until the next is asked for."""
-        memory = np.empty(min(_PIECE_BYTES, self.layout.nbytes), np.uint8)
-        batch: list[tuple[Entry, int, int]] = []
-        filled = 0
-        for entry in self.layout:
-            itemsize = BY_NAME[entry.dtype].itemsize
-            start = 0
-            while start < entry.numel:
-                if memory.size - filled < itemsize:
-                    yield self._compute(batch, memory[:filled], progress)
-                    batch, filled = [], 0
-                count = min(entry.numel - start, (memory.size - filled) // itemsize)
-                batch.append((entry, start, count))
-                start += count
-                filled += count * itemsize
-        if batch:
-            yield self._compute(batch, memory[:filled], progress)
 
-    def _compute(
-        self, batch: list[tuple[Entry, int, int]], memory: np.ndarray, progress: Progress | None
-    ) -> np.ndarray:
-        outputs: list[np.ndarray] = []
-        sources: list[list[np.ndarray]] = [[] for _ in self._counted]
-        out_types: list[str] = []
-        in_types: list[list[str]] = [[] for _ in self._counted]
-        kept: list[tuple[np.ndarray, Entry, int, int]] = []
-        offset = 0
-        for entry, start, count in batch:
-            nbytes = count * BY_NAME[entry.dtype].itemsize
-            target = memory[offset : offset + nbytes]
-            offset += nbytes
-            one_of_buffers = entry.name in self._buffers
-            if not BY_NAME[entry.dtype].is_floating:
-                target[:] = self._integers(entry, start, count)
-                continue
-            if one_of_buffers and self._policy != "average":
-                kept.append((target, entry, start, count))
-                continue
-            outputs.append(target)
-            out_types.append(entry.dtype)
-            for n, number in enumerate(self._counted):
-                piece, name = self._piece(number, entry.name, start, count)
-                sources[n].append(piece)
-                in_types[n].append(name)
-        weights = np.array([[self._weights[number] for number in self._counted]])
-        if outputs:
-            self._core.mix([outputs], sources, out_types, in_types, weights, threads())
-        for target, entry, start, count in kept:
-            piece, name = self._piece(0, entry.name, start, count)
-            if name == entry.dtype:
-                target[:] = piece
+def again(made: FileName, output: FileName, *, progress: Progress | None = None) -> Written:
+    """Makes a file of this library's averaging once more, from what its metadata record; the bytes are the same.
+
+    Args:
+        made: a file that `average_files` or `merge_files` wrote.
+        output: the file to create or replace.
+        progress: as in `merge_files`.
+
+    Raises:
+        InputError: the file was not made so, or an input is missing or has changed since; names it.
+        OSError: writing failed; nothing is left behind.
+    """
+    note = read_metadata(made)
+    try:
+        label, inputs, diagonals = note["method"], note["inputs"], note.get("fisher", [])
+        paths = [str(entry["file"]) for entry in inputs]
+        options = dict(note["options"]) if "options" in note else {"weights": note["weights"]}
+        known = {str(entry["file"]): entry["sha256"] for entry in [*inputs, *diagonals]}
+        buffers, dtype = note["buffers"], note.get("dtype")
+        others = [str(entry["file"]) for entry in diagonals]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{made} does not record how it was made, so it cannot be made again") from None
+    files = list(known)
+    with Hashing([open_checkpoint(path) for path in files]) as hashing:
+        digests = hashing.digests()
+    changed = [path for path, digest in zip(files, digests, strict=True) if digest != known[path]]
+    if changed:
+        raise InputError(f"{' and '.join(changed)} changed since {made} was made of it (by its SHA-256)")
+    method = label if "options" in note else "weighted"
+    if method not in METHODS:
+        raise InputError(f"{made} was made by the method {label!r}, which this version does not have")
+    job = _Job(paths, others, method, options, buffers, dtype, label, note.get("selection"))
+    return job.write(output, progress, only=note.get("output"))
+
+
+@dataclass
+class _Job:
+    """What is to be made of which files."""
+
+    paths: Sequence[FileName]
+    diagonals: Sequence[FileName]
+    method: str
+    options: Mapping[str, Any]
+    buffers: str
+    dtype: str | None
+    label: str  # the method's name in the metadata
+    selection: Mapping[str, Any] | None = None  # what else they say of the choice of weights
+
+    def write(self, output: FileName, progress: Progress | None, only: int | None = None) -> Written:
+        check_buffers(self.buffers)
+        if not self.paths:
+            raise InputError("there are no checkpoints to average")
+        if self.dtype is not None and (self.dtype not in BY_NAME or not BY_NAME[self.dtype].is_floating):
+            raise InputError(f"dtype is {self.dtype}, expected float64, float32, float16 or bfloat16")
+        if self.method == "weighted":
+            check_weights(
+                self.options.get("weights"), len(self.paths)
+            )  # before the files, which may be large
+        core = native.load_core()
+        if core is None:
+            return self._with_torch(output, only, progress)
+        files = [open_checkpoint(path) for path in (*self.paths, *self.diagonals)]
+        with Hashing(files) as hashing:
+            pool = FilePool(
+                files, core, buffers=self.buffers, dtype=self.dtype, diagonals=len(self.diagonals)
+            )
+            own = files[: len(self.paths)]
+            models = [file.metadata.get("model") if is_safetensors(file.path) else None for file in own]
+            combination, outputs, notes = self._plan(pool, output, only, models)
+            write_outputs(pool, combination, outputs, notes, hashing, progress)
+        return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
+
+    def _plan(
+        self, rows: Rows, output: FileName, only: int | None, models: Sequence[Any]
+    ) -> tuple[Combination, list[str], Callable[[int, list[str]], dict[str, Any]]]:
+        """The combination, the outputs' names, and their metadata given the inputs' SHA-256.
+
+        Args:
+            rows: the pool.
+            output: the name that was asked for.
+            only: the output to make, of several; None for all.
+            models: what each file says of its model, which is kept where all say the same.
+        """
+        combination = plan(rows, self.method, dict(self.options))
+        numbers = list(range(combination.outputs)) if only is None else [only]
+        if only is not None:
+            combination = combination.output(only)
+        outputs = [os.fspath(output)] if only is not None else output_names(output, combination.points)
+        model = models[0] if all(model == models[0] for model in models) else None
+
+        def notes(k: int, digests: list[str]) -> dict[str, Any]:
+            files = [
+                {"file": os.fspath(path), "sha256": digest}
+                for path, digest in zip([*self.paths, *self.diagonals], digests, strict=True)
+            ]
+            note: dict[str, Any] = {"kind": "average", "method": self.label}
+            if self._is_plain():
+                note["weights"] = list(combination.weights[0])
             else:
-                self._core.mix([[target]], [[piece]], [entry.dtype], [[name]], np.ones((1, 1)), 1)
+                note["options"] = _plain(self.options)
+            note["inputs"] = files[: len(self.paths)]
+            if self.diagonals:
+                note["fisher"] = files[len(self.paths) :]
+            note["buffers"] = self.buffers
+            if self.dtype is not None:
+                note["dtype"] = self.dtype
+            if len(outputs) > 1 or only is not None:
+                note |= {"output": numbers[k], "point": combination.points[k]}
+            if self.selection is not None:
+                note["selection"] = dict(self.selection)
+            note["version"] = __version__
+            return note if model is None else {**note, "model": model}
+
+        return combination, outputs, notes
+
+    def _is_plain(self) -> bool:
+        """Whether the weights say all."""
+        return self.method == "weighted" and not self.options.get("weights_for")
+
+    def _with_torch(self, output: FileName, only: int | None, progress: Progress | None) -> Written:
+        from ratfast.averaging.merging import result_dtypes
+        from ratfast.averaging.pool import Pool
+        from ratfast.checkpoints.tensors import save
+
+        files = [*self.paths, *self.diagonals]
+        pool = Pool.open(files, "cpu", buffers=self.buffers, diagonals=len(self.diagonals))
+        models = [read_metadata(path).get("model") for path in self.paths]
+        combination, outputs, notes = self._plan(pool, output, only, models)
+        results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
+        with Hashing([open_checkpoint(path) for path in files]) as hashing:
+            digests = hashing.digests()
+        for k, (path, tensors) in enumerate(zip(outputs, results, strict=True)):
+            save(tensors, path, notes(k, digests))
+        nbytes = sum(tensor.nbytes for tensor in results[0].values())
         if progress is not None:
-            progress(memory.size)
-        return memory
+            progress(nbytes)
+        return self._written(outputs, len(results[0]), nbytes)
 
-    def _piece(self, number: int, name: str, start: int, count: int) -> tuple[np.ndarray, str]:
-        """Elements of a tensor of one file as bytes, aligned to their type, and the type."""
-        file = self._files[number]
-        entry = file.header.layout[name]
-        itemsize = BY_NAME[entry.dtype].itemsize
-        piece = file.bytes_of(entry)[start * itemsize : (start + count) * itemsize]
-        aligned = piece.ctypes.data % itemsize == 0
-        return (piece if aligned else piece.copy()), entry.dtype
-
-    def _integers(self, entry: Entry, start: int, count: int) -> np.ndarray:
-        own, dtype = self._piece(0, entry.name, start, count)
-        if self._policy != "average":
-            return own
-        if entry.dtype == "bool":
-            if not all(self._equal(entry.name, file) for file in self._files[1:]):
-                raise bool_buffer(entry.name)
-            return own
-        total = np.zeros(count)
-        for number, weight in enumerate(self._weights):
-            total += weight * _decode(*self._piece(number, entry.name, start, count))
-        return np.rint(total).astype(dtype).view(np.uint8)
-
-    def _check_kinds(self, labels: list[str]) -> None:
-        first = self._files[0].header.layout
-        for file, label in zip(self._files[1:], labels[1:], strict=True):
-            for entry in file.header.layout:
-                if BY_NAME[first[entry.name].dtype].is_floating and not BY_NAME[entry.dtype].is_floating:
-                    raise InputError(
-                        f"{entry.name!r} is {entry.dtype} in {label}, but of a floating type in {labels[0]}"
-                    )
-
-    def _equal(self, name: str, other: MappedFile) -> bool:
-        """Whether a tensor of another file is that of the first; NaN equals NaN."""
-        one, two = self._files[0].header.layout[name], other.header.layout[name]
-        first, second = self._files[0].bytes_of(one), other.bytes_of(two)
-        if one.dtype == two.dtype:
-            if np.array_equal(first, second):
-                return True
-            if not BY_NAME[one.dtype].is_floating:
-                return False
-        return np.array_equal(_decode(first, one.dtype), _decode(second, two.dtype), equal_nan=True)
+    def _written(self, outputs: list[str], tensors: int, nbytes: int) -> Written:
+        return Written(outputs[0], len(self.paths), tensors, nbytes, tuple(outputs))
 
 
-def _decode(data: np.ndarray, dtype: str) -> np.ndarray:
-    """The numbers in a tensor's bytes, as float64."""
-    data = np.frombuffer(data.tobytes(), np.uint8)  # aligned
-    if dtype == "bfloat16":  # the upper half of a float32
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return data.view(dtype).astype(np.float64)
+def output_names(output: FileName, points: Sequence[float]) -> list[str]:
+    """The files of a method's outputs: `output` itself, or with the point of each in its name.
+
+    Raises:
+        InputError: two points would get one name.
+    """
+    text = os.fspath(output)
+    if len(points) < 2:
+        return [text.replace("{alpha}", f"{points[0]:.6g}") if points else text]
+    path = Path(text)
+    pattern = text if "{alpha}" in text else str(path.with_name(f"{path.stem}-{{alpha}}{path.suffix}"))
+    names = [pattern.replace("{alpha}", f"{point:.6g}") for point in points]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"two of the points {', '.join(map(str, points))} are the same, expected different ones"
+        )
+    return names
 
 
-def _with_torch(
-    paths: Sequence[FileName],
-    output: FileName,
-    method: str,
-    numbers: list[float],
-    buffers: str,
-    dtype: str | None,
-) -> Written:
-    from ratfast.averaging.tensors import average
-    from ratfast.checkpoints.tensors import save
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them."""
 
-    tensors = average(paths, numbers, buffers=buffers, dtype=dtype)
-    save(tensors, output, _metadata(paths, method, numbers, buffers))
-    nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    return Written(os.fspath(output), len(paths), len(tensors), nbytes)
+    def value(option: Any) -> Any:
+        if isinstance(option, Mapping):
+            return {str(key): value(item) for key, item in option.items()}
+        if hasattr(option, "tolist"):  # of numpy or torch
+            return option.tolist()
+        if isinstance(option, (str, int, float, bool, type(None))):
+            return option
+        return [value(item) for item in option]
 
-
-def _metadata(paths: Sequence[FileName], method: str, numbers: list[float], buffers: str) -> dict[str, Any]:
-    with ThreadPoolExecutor(threads()) as pool:
-        digests = list(pool.map(sha256, paths))
-    notes = {
-        "kind": "average",
-        "method": method,
-        "weights": numbers,
-        "inputs": [
-            {"file": os.fspath(path), "sha256": digest} for path, digest in zip(paths, digests, strict=True)
-        ],
-        "buffers": buffers,
-        "version": __version__,
-    }
-    models = [read_metadata(path).get("model") for path in paths]
-    if models[0] is not None and all(model == models[0] for model in models):
-        notes["model"] = models[0]
-    return notes
+    return {name: value(option) for name, option in options.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ratfast.averaging.rules import layout_mismatch
+from ratfast.checkpoints import find_checkpoints
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.checkpoints.tensors import dense_strides, dtype_name, layout_of, load
 from ratfast.dtypes import BY_NAME
@@ -35,7 +37,7 @@ class Member:
 
 
 def model_list(models: Iterable[Model]) -> list[Model]:
-    """The models as a list.
+    """The models as a list, with the files of folders and patterns in their place.
 
     Raises:
         InputError: it would be empty, or one model was given in place of several.
@@ -43,19 +45,36 @@ def model_list(models: Iterable[Model]) -> list[Model]:
     # Each of these can be iterated over, and would give layers, names or letters.
     if isinstance(models, (nn.Module, Mapping, str, os.PathLike)):
         raise InputError("models is a single model, expected a list of models")
-    models = list(models)
+    models = [found for model in models for found in _named(model)]
     if not models:
         raise InputError("there are no models to average")
     return models
 
 
-def open_members(models: Iterable[Model]) -> list[Member]:
+def _named(model: Model) -> list[Model]:
+    if isinstance(model, (str, os.PathLike)) and not os.path.isfile(model):
+        return list(find_checkpoints(model))
+    return [model]
+
+
+def open_members(models: Iterable[Model], diagonals: int = 0) -> list[Member]:
     """Opens all models and checks that they fit the first; files are mapped, not read.
+
+    Args:
+        models: at least one.
+        diagonals: how many of the last need only the parameters of the first; what else they hold is left out.
 
     Raises:
         InputError: there is none, one cannot be opened, or one differs in names or shapes.
     """
     members = [open_member(model, index) for index, model in enumerate(model_list(models))]
+    first = members[0]
+    count = len(members) - diagonals
+    parameters = first.tensors.keys() - buffer_names(members[:count]) if diagonals else frozenset()
+    return _fitting(members[:count]) + [_restricted(member, parameters, first) for member in members[count:]]
+
+
+def _fitting(members: list[Member]) -> list[Member]:
     first = members[0]
     for member in members:
         for name, tensor in member.tensors.items():
@@ -65,6 +84,28 @@ def open_members(models: Iterable[Model]) -> list[Member]:
             phrases = layout_of(first.tensors).differences(layout_of(member.tensors))
             raise layout_mismatch(member.label, first.label, phrases)
     return members
+
+
+def tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
+    """Groups the names that are the same memory in every model."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in names:
+        tensors = [member.tensors[name] for member in members]
+        if tensors[0].numel() == 0:
+            groups[(name,)].append(name)
+            continue
+        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
+        groups[same].append(name)
+    return list(groups.values())
+
+
+def _restricted(member: Member, names: Set[str], first: Member) -> Member:
+    """A member's tensors of some names, which must be there in the shapes of the first's."""
+    own = {name: tensor for name, tensor in member.tensors.items() if name in names}
+    wanted = {name: tensor for name, tensor in first.tensors.items() if name in names}
+    if not _fit(wanted, own):
+        raise layout_mismatch(member.label, first.label, layout_of(wanted).differences(layout_of(own)))
+    return Member(member.label, own, None)
 
 
 def open_member(model: Model, index: int) -> Member:

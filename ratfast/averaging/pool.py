@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
-from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members
+from ratfast.averaging.combination import Combination, Mix, Step, grouped
+from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.sections import Section, sections
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import MappedFile, is_safetensors, read_header
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Entry, Layout, TensorSpec
-
-_GRAM_CHUNK = 1 << 18  # columns that are widened to float64 at a time
 
 
 class Pool:
     """N models as the rows of a matrix. Make one with `Pool.open`.
 
     Attributes:
-        layout: where each tensor stands in a row.
+        layout: where each tensor stands in a row; tensors that share memory in all models once.
+        aliases: further names of such tensors: name -> its name in the layout.
         names: what each model is called: its file, or "model 1" and so on.
         device: where the rows are.
+        parameters: names of the tensors that methods work on: of floating types and no buffers.
+        policy: for buffers: "keep", "average" or "error".
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class Pool:
         names: Sequence[str],
         buffers: frozenset[str],
         policy: str,
+        diagonals: int = 0,
+        aliases: Mapping[str, str] | None = None,
     ):
         """For `open`, which checks that the rows, (layout.nbytes,) uint8 each, belong together."""
         self.layout = layout
@@ -45,17 +52,28 @@ class Pool:
         self.device = rows[0].device
         self._rows = list(rows)
         self._buffers = buffers
-        self._policy = policy
+        self.policy = policy
+        self.aliases = dict(aliases or {})
+        self._models = len(rows) - diagonals
+        self.parameters = tuple(
+            e.name for e in layout if BY_NAME[e.dtype].is_floating and e.name not in buffers
+        )
         summed = [entry for entry in layout if is_mixed(entry.dtype, entry.name in buffers, policy)]
         in_sums = {entry.name for entry in summed}
         kept = [entry for entry in layout if entry.name not in in_sums]
+        self._summed = [entry.name for entry in summed]
         self._sections = sections(summed)
         self._kept = [entry.name for entry in kept]
         self._copied: list[Section] = [] if policy == "average" else sections(kept)
 
     @classmethod
     def open(
-        cls, models: Iterable[Model], device: torch.device | str | None = None, *, buffers: str = "error"
+        cls,
+        models: Iterable[Model],
+        device: torch.device | str | None = None,
+        *,
+        buffers: str = "error",
+        diagonals: int = 0,
     ) -> Pool:
         """Opens models for averaging.
 
@@ -67,7 +85,9 @@ class Pool:
         Args:
             models: modules, state dicts, or paths of checkpoints; at least one.
             device: where the rows are kept; by default where the first model is.
-            buffers: as in `average`, for everything that the pool computes.
+            buffers: as in `ratfast.average`, for everything that the pool computes.
+            diagonals: how many of the last models are none, but hold numbers for the parameters of those before
+                (Fisher information); they need no other tensors.
 
         Raises:
             InputError: a model cannot be opened, models do not fit together, or buffers differ and `buffers`
@@ -75,16 +95,28 @@ class Pool:
         """
         check_buffers(buffers)
         models = model_list(models)
-        members = open_members(models)
+        members = open_members(models, diagonals)
         of_buffers = buffer_names(members)
         first = members[0].tensors
-        check_kinds([name for name in first if first[name].is_floating_point()], members)
+        check_kinds(list(first), members, buffers)
         place = first[next(iter(first))].device if device is None and first else torch.device(device or "cpu")
-        layout = _layout(models[0], members, of_buffers)
+        aliases = {
+            name: names[0]
+            for names in tied(list(first), members[: len(members) - diagonals])
+            for name in names[1:]
+        }
+        layout = _layout(models[0], members, of_buffers, [name for name in first if name not in aliases])
         if buffers == "error":
-            check_equal([entry.name for entry in layout if entry.name in of_buffers], members)
+            check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
+        if buffers == "keep":
+            models_only = members[: len(members) - diagonals]
+            warn_if_statistics_differ(
+                [statistics_of(m.tensors) for m in models_only], [m.label for m in models_only]
+            )
         rows = [_row(model, member, layout, place) for model, member in zip(models, members, strict=True)]
-        return cls(layout, rows, [member.label for member in members], of_buffers, buffers)
+        return cls(
+            layout, rows, [member.label for member in members], of_buffers, buffers, diagonals, aliases
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -120,18 +152,57 @@ class Pool:
         Returns:
             (N, N) float64 on the CPU, accumulated in float64.
         """
-        total = torch.zeros(len(self), len(self), dtype=torch.float64, device=self.device)
-        parameters = [e for e in self.layout if BY_NAME[e.dtype].is_floating and e.name not in self._buffers]
-        for section in sections(parameters):
-            pieces = [section.view(row) for row in self._rows]
-            for start in range(0, section.numel, _GRAM_CHUNK):
-                block = torch.stack([piece[start : start + _GRAM_CHUNK].double() for piece in pieces])
-                total.addmm_(block, block.T)
-        return total.cpu()
+        return torch.from_numpy(self.grams()).sum(0)
+
+    def grams(self) -> np.ndarray:
+        """(T, N, N) float64: the inner products of all pairs of models, for each of `parameters`."""
+        if not self.parameters:
+            return np.zeros((0, len(self), len(self)))
+        return ops.gram(self._tensors(range(len(self)), self.parameters)).numpy()
+
+    def kth_magnitudes(
+        self, model: int, base: int | None, counts: Sequence[int], *, together: bool
+    ) -> np.ndarray:
+        """The k-th largest magnitudes of differences, as `ratfast.averaging.combination.Rows` says."""
+        [sources] = self._tensors([model], self.parameters)
+        bases = None if base is None else self._tensors([base], self.parameters)[0]
+        numbers = counts[0] if together else list(counts)
+        found = ops.kth_magnitudes(sources, bases, numbers, together=together)
+        return np.atleast_1d(found.numpy())
+
+    def combine(
+        self, combination: Combination, *, dtypes: Mapping[str, str] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Carries out what a method of `ratfast.averaging.methods` asks for.
+
+        Args:
+            combination: made for this pool.
+            dtypes: names of element types for tensors of the result; by default those of the pool.
+
+        Returns:
+            For each output of the combination a dict of new tensors, on the pool's device, the views of one row.
+
+        Raises:
+            InputError: truth values that differ are to be averaged.
+        """
+        layout = self._layout_in(dtypes or {})
+        rows = [
+            torch.empty(layout.nbytes, dtype=torch.uint8, device=self.device) for _ in combination.weights
+        ]
+        results = [_views(row, layout) for row in rows]
+        for step, items in grouped(((name,) for name in self._summed), combination):
+            names = [name for (name,) in items]
+            self._run(step, combination, names, [[result[name] for name in names] for result in results])
+        for result, weights in zip(results, combination.weights, strict=True):
+            self._fill(result, weights)
+        return [self._with_aliases(result) for result in results]
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""
-        return {entry.name: _view(row, entry) for entry in self.layout}
+        return self._with_aliases(_views(row, self.layout))
+
+    def _with_aliases(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {name: tensors[target] for name, target in self.aliases.items()}
 
     def new_row(self) -> Tensor:
         """An uninitialised row on the pool's device."""
@@ -149,10 +220,8 @@ class Pool:
         """Writes into a row what takes no part in sums: buffers that are kept, and integers."""
         for section in self._copied:
             section.view(row).copy_(section.view(self._rows[0]))
-        if self._policy == "average" and self._kept:
-            target = self.views(row)
-            for name in self._kept:
-                target[name].copy_(average_integer(name, self._members(), weights))
+        if self.policy == "average" and self._kept:
+            self._fill(self.views(row), weights)
 
     def _mix(self, weights: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
         counted = [n for n in range(len(self)) if any(w[n] != 0.0 for w in weights)] or [0]
@@ -166,24 +235,84 @@ class Pool:
             self.fill_kept(row, w)
         return [self.views(row) for row in rows]
 
-    def _members(self) -> list[Member]:
-        return [Member(name, self.views(row), None) for name, row in zip(self.names, self._rows, strict=True)]
+    def _run(
+        self, step: Step, combination: Combination, names: list[str], targets: list[list[Tensor]]
+    ) -> None:
+        """Computes some tensors of every output, by one call of an operator."""
+        if isinstance(step, Mix):
+            models = combination.models(step)
+            weights = [[row[n] for n in models] for row in step.weights]
+            ops.mix_(targets, self._tensors(models, names), weights)
+            return
+        sources = self._tensors(step.models, names)
+        bases = None if step.base is None else self._tensors([step.base], names)[0]
+        outputs = targets[0]
+        if step.densities is not None:  # random numbers go by the element's place in C order
+            sources = [[tensor.contiguous() for tensor in model] for model in sources]
+            bases = None if bases is None else [tensor.contiguous() for tensor in bases]
+            outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in outputs]
+        steps = [combination.steps[name] for name in names]
+        ops.combine_(
+            outputs,
+            sources,
+            bases,
+            step.kind,
+            weights=step.weights,
+            thresholds=None if step.thresholds is None else [own.thresholds for own in steps],
+            densities=step.densities,
+            keys=None if step.densities is None else [own.key for own in steps],
+            streams=None if step.densities is None else step.streams,
+            seed=step.seed,
+            scale=step.scale,
+            normalize=step.normalize,
+        )
+        for target, output in zip(targets[0], outputs, strict=True):
+            if target is not output:
+                target.copy_(output)
+
+    def _fill(self, result: dict[str, Tensor], weights: Sequence[float]) -> None:
+        members = [
+            Member(label, {name: _view(row, self.layout[name]) for name in self._kept}, None)
+            for label, row in zip(self.names[: self._models], self._rows, strict=False)
+        ]
+        for name in self._kept:
+            if self.policy == "average":
+                value = average_integer(name, members, weights[: self._models])
+            else:
+                value = members[0].tensors[name]
+            result[name].copy_(value)
+
+    def _tensors(self, models: Iterable[int], names: Sequence[str]) -> list[list[Tensor]]:
+        return [[_view(self._rows[n], self.layout[name]) for name in names] for n in models]
+
+    def _layout_in(self, dtypes: Mapping[str, str]) -> Layout:
+        """The pool's layout, or one of tensors alike but for their types."""
+        if all(dtypes.get(entry.name, entry.dtype) == entry.dtype for entry in self.layout):
+            return self.layout
+        return Layout.pack(
+            TensorSpec(e.name, e.shape, dtypes.get(e.name, e.dtype), e.strides, e.name in self._buffers)
+            for e in self.layout
+        )
 
 
-def _layout(first_model: Any, members: Sequence[Member], buffers: frozenset[str]) -> Layout:
+def _layout(
+    first_model: Any, members: Sequence[Member], buffers: frozenset[str], names: Sequence[str]
+) -> Layout:
     """The first file's own layout if rows can be kept in it, else the canonical one in the widest types."""
-    first = members[0].tensors
+    first = {name: members[0].tensors[name] for name in names}
     dtypes = {}
     for name, tensor in first.items():
         dtype = tensor.dtype
         for member in members[1:]:
-            if member.tensors[name].dtype != dtype and dtype.is_floating_point:
+            if dtype.is_floating_point and name in member.tensors and member.tensors[name].dtype != dtype:
                 dtype = torch.promote_types(dtype, member.tensors[name].dtype)
         dtypes[name] = str(dtype).removeprefix("torch.")
     if _is_mappable(first_model):
         layout = read_header(first_model).layout
-        if all(
-            entry.dtype == dtypes[entry.name] and entry.offset % BY_NAME[entry.dtype].itemsize == 0
+        if len(layout) == len(dtypes) and all(
+            entry.name in dtypes
+            and entry.dtype == dtypes[entry.name]
+            and entry.offset % BY_NAME[entry.dtype].itemsize == 0
             for entry in layout
         ):
             return layout
@@ -200,10 +329,15 @@ def _row(model: Any, member: Member, layout: Layout, device: torch.device) -> Te
             return torch.from_numpy(file.row)
     row = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
     for entry in layout:
-        tensor = member.tensors[entry.name]
-        dtype_name(entry.name, tensor)
-        _view(row, entry).copy_(tensor)
+        if entry.name in member.tensors:  # of Fisher diagonals the others are never read
+            tensor = member.tensors[entry.name]
+            dtype_name(entry.name, tensor)
+            _view(row, entry).copy_(tensor)
     return row
+
+
+def _views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
+    return {entry.name: _view(row, entry) for entry in layout}
 
 
 def _view(row: Tensor, entry: Entry) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Layout
 
@@ -67,3 +68,18 @@ def buffers_differ(names: Sequence[str], label: str, first_label: str) -> InputE
 def bool_buffer(name: str) -> InputError:
     """The error for a truth value that differs between models and is to be averaged."""
     return InputError(f"the truth values of {name!r} differ between the models and have no average")
+
+
+def other_kind(name: str, dtype: str, label: str, first_dtype: str, first_label: str) -> InputError:
+    """The error for a tensor that is an integer in one model and of a floating type in another."""
+    own = "of a floating type" if BY_NAME[first_dtype].is_floating else first_dtype
+    return InputError(f"{name!r} is {dtype} in {label}, but {own} in {first_label}")
+
+
+def not_finite(name: str, label: str | None, dtype: str | None) -> InputError:
+    """The error for a result that is not finite: because a model is not, or else because of the result's type."""
+    if label is not None:
+        return InputError(f"{name!r} of {label} has values that are not finite (NaN or infinity)")
+    return InputError(
+        f"the result for {name!r} is not finite: it does not fit {dtype}, or the method has no value there"
+    )

@@ -1,21 +1,30 @@
-"""Greedy soups: models added one by one, each kept if the average gets no worse with it.
+"""Soups of a pool: models chosen one by one by a score (greedy), and the average over all trials (dagger).
 
-Method: Wortsman et al., "Model soups" (arXiv 2203.05482), recipe 1; accepting equal scores as Rame et al.
-do in "Model Ratatouille" (arXiv 2212.10445).
+Method: Wortsman et al., "Model soups" (arXiv 2203.05482), recipe 1. Equal scores are accepted as in Rame et al.,
+"Model Ratatouille" (arXiv 2212.10445); the code of model-soups asks for an improvement (`accept=operator.gt`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import operator
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ratfast import ops
+from ratfast.averaging.files import average_files
+from ratfast.averaging.members import Model
 from ratfast.averaging.pool import Pool
+from ratfast.averaging.selection import dagger_list, rank
+from ratfast.averaging.tensors import average
+from ratfast.checkpoints.tensors import save
 from ratfast.errors import InputError
+from ratfast.version import __version__
 
 
 @dataclass(frozen=True)
@@ -24,15 +33,29 @@ class Trial:
 
     Attributes:
         model: its index in the pool.
-        score: of the soup with it.
+        name: its name there.
+        score: of the soup with it; minus infinity where that is not a number.
+        before: of the soup without it; None where there is no soup yet.
         accepted: whether it stayed.
-        alone: its own score, if the models were ranked by it.
+        alone: the score that it was ranked by: its own, or the stored one; None if an order was given.
     """
 
     model: int
+    name: str
     score: float
+    before: float | None
     accepted: bool
     alone: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why the candidate stayed or not, as one sentence."""
+        if self.score == -math.inf:
+            return f"{self.name} was refused: the score with it is not a number"
+        verdict = "accepted" if self.accepted else "refused"
+        if self.before is None:
+            return f"{self.name} was {verdict}: it scores {self.score:.6g} alone"
+        return f"{self.name} was {verdict}: {self.score:.6g} with it, {self.before:.6g} without"
 
 
 @dataclass(frozen=True)
@@ -48,42 +71,99 @@ class GreedySoup:
     weights: list[float]
     members: list[int]
     log: list[Trial]
+    _pool: Pool = field(repr=False, compare=False)
 
     @property
     def score(self) -> float:
         """The soup's score."""
         return [trial.score for trial in self.log if trial.accepted][-1]
 
+    def average(self) -> dict[str, Tensor]:
+        """The soup itself: new tensors by name, on the pool's device."""
+        return self._pool.average(self.weights)
+
+    def note(self) -> dict[str, Any]:
+        """What is to be said about the selection beside an average's weights, as JSON-able values.
+
+        A score of minus infinity, which JSON does not know, is None.
+        """
+        log = [
+            {name: None if value == -math.inf else value for name, value in asdict(trial).items()}
+            for trial in self.log
+        ]
+        return {"score": self.score, "members": [self._pool.names[i] for i in self.members], "log": log}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the soup as a safetensors file whose metadata hold inputs, weights, and the log of the selection.
+
+        Where all models are files, they are averaged from file to file, so that `ratfast.averaging.files.again` makes
+        the same bytes once more.
+
+        Raises:
+            InputError: the file cannot be written there.
+            OSError: writing failed, such as on a full disk; nothing is left behind.
+        """
+        names = self._pool.names
+        if all(os.path.isfile(name) for name in names):
+            average_files(
+                names,
+                path,
+                weights=self.weights,
+                buffers=self._pool.policy,
+                method="greedy",
+                selection=self.note(),
+            )
+            return
+        note = {"kind": "average", "method": "greedy", "weights": self.weights}
+        note |= {"inputs": [{"model": name} for name in names], "buffers": self._pool.policy}
+        save(self.average(), path, note | {"selection": self.note(), "version": __version__})
+
 
 @torch.no_grad()
 def greedy_soup(
-    pool: Pool, evaluate: Callable[[dict[str, Tensor]], float], order: Sequence[int] | None = None
+    pool: Pool,
+    evaluate: Callable[[dict[str, Tensor]], float],
+    order: Sequence[int] | None = None,
+    *,
+    scores: Sequence[float] | None = None,
+    accept: Callable[[float, float], bool] = operator.ge,
 ) -> GreedySoup:
     """Selects the models whose average scores best, greedily.
 
-    A running sum is kept, so that a candidate costs one read of its own row, whatever the size of the soup: N
-    reads in all. The sum with a rejected candidate is dropped, not subtracted from, so nothing drifts.
+    A running sum is kept (in float64 on the CPU), so that a candidate costs one read of its own row, whatever the
+    size of the soup: N reads in all where `order` or `scores` are given. The sum with a rejected candidate is
+    dropped, not subtracted from, so nothing drifts.
 
     Args:
         pool: the models.
         evaluate: the score of a state dict, larger is better. The tensors it gets are valid only during the
             call. A score that is not a number counts as worse than any.
-        order: indices of the models to try, best first, each at most once. By default each model is first
-            evaluated alone, at the price of one more read and evaluation each, and they are tried from the
-            highest score to the lowest.
+        order: indices of the models to try, best first, each at most once.
+        scores: one number for each model to rank them by, such as stored validation accuracies; the highest is
+            tried first, and equal ones in the order of the pool. Without `order` and `scores` each model is first
+            evaluated alone, at the price of N more reads and N - 1 more evaluations.
+        accept: whether a candidate stays, given the soup's score with it and without it.
 
     Returns:
         The selected members, their weights, and the log.
 
     Raises:
-        InputError: `order` is not a list of different models of the pool, or no score is a number.
+        InputError: `order` is not a list of different models of the pool, `scores` are not one number for each
+            model, both are given, or no score is a number.
     """
     row = pool.new_row()
     alone: dict[int, float] = {}
+    evaluated = order is None and scores is None
+    if order is not None and scores is not None:
+        raise InputError("order and scores were both given, expected one of them")
     if order is None:
-        for index in range(len(pool)):
-            alone[index] = _score(pool, evaluate, row, [pool.summands(index)], [[1.0]], [index])
-        order = sorted(alone, key=lambda index: alone[index], reverse=True)
+        if scores is None:
+            scores = [
+                _score(pool, evaluate, row, [pool.summands(index)], [[1.0]], [index])
+                for index in range(len(pool))
+            ]
+        order = rank(scores, len(pool))
+        alone = {index: float(scores[index]) for index in order}
     else:
         order = [int(index) for index in order]
         if len(set(order)) != len(order) or not order or not all(0 <= i < len(pool) for i in order):
@@ -91,23 +171,43 @@ def greedy_soup(
 
     total = [_wide(section) for section in pool.sections_of(row)]
     spare = [torch.empty_like(section) for section in total]
-    best = -math.inf
+    best: float | None = None
     members: list[int] = []
     log: list[Trial] = []
     for index in order:
-        size = len(members) + 1
-        sources = [pool.summands(index)] if not members else [total, pool.summands(index)]
-        weights = [[1.0] * len(sources), [1.0 / size] * len(sources)]
-        score = _score(pool, evaluate, row, sources, weights, [*members, index], spare)
-        accepted = score >= best and score > -math.inf
+        if evaluated and not members:  # its score is known already: only the sum is to be started
+            score = alone[index]
+            ops.mix_([spare], [pool.summands(index)], [[1.0]])
+        else:
+            size = len(members) + 1
+            sources = [pool.summands(index)] if not members else [total, pool.summands(index)]
+            weights = [[1.0] * len(sources), [1.0 / size] * len(sources)]
+            score = _score(pool, evaluate, row, sources, weights, [*members, index], spare)
+        accepted = score > -math.inf and (best is None or bool(accept(score, best)))
+        log.append(Trial(index, pool.names[index], score, best, accepted, alone.get(index)))
         if accepted:
             best = score
             members.append(index)
             total, spare = spare, total
-        log.append(Trial(index, score, accepted, alone.get(index)))
     if not members:
         raise InputError("no model has a score that is a number, so there is nothing to select")
-    return GreedySoup(_weights(len(pool), members), members, log)
+    return GreedySoup(_weights(len(pool), members), members, log, pool)
+
+
+def dagger(trials: Iterable[Iterable[Model]], *, buffers: str = "error") -> dict[str, Tensor]:
+    """The uniform average over all runs of all trials, as the dagger rows of Model Ratatouille (arXiv 2212.10445).
+
+    Args:
+        trials: the runs of each trial; trials may differ in their number of runs, and every run counts the same.
+        buffers: as in `ratfast.average`.
+
+    Returns:
+        As `ratfast.average`.
+
+    Raises:
+        InputError: there are no runs, a file stands twice, or the models do not fit together.
+    """
+    return average(dagger_list(trials), buffers=buffers)
 
 
 def _score(
@@ -133,4 +233,6 @@ def _weights(count: int, members: Sequence[int]) -> list[float]:
 
 
 def _wide(section: Tensor) -> Tensor:
-    return torch.empty_like(section, dtype=torch.promote_types(section.dtype, torch.float32))
+    """Memory for a sum over models: in the type that sums are held in on the section's device."""
+    dtype = torch.promote_types(section.dtype, torch.float32 if section.is_cuda else torch.float64)
+    return torch.empty_like(section, dtype=dtype)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ratfast import ops
+from ratfast.averaging.batch_norm import recompute_batch_norm, statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.members import (
     Member,
@@ -19,12 +21,17 @@ from ratfast.averaging.members import (
     open_member,
     open_members,
     strides_of,
+    tied,
 )
 from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
+from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.rows import memory_span, same_view
+
+RECOMPUTE = "recompute"
+"""The policy for buffers that needs a module and data, so only `average` has it."""
 
 _BATCH_BYTES = 256 << 20  # of copies in another memory order that exist at a time
 
@@ -48,6 +55,7 @@ def average(
     buffers: str = "error",
     out: nn.Module | MutableMapping[str, Tensor] | None = None,
     dtype: torch.dtype | str | None = None,
+    loader: Iterable[Any] | None = None,
 ) -> dict[str, Tensor]:
     """The weighted sum of models, read once each: `sum over n of weights[n] * models[n]`.
 
@@ -64,11 +72,13 @@ def average(
             must agree in names and shapes.
         weights: one finite number for each model; by default 1 / N. They need not sum to 1 and may be
             negative.
-        buffers: `"keep"` the first model's buffers; `"average"` them as well; or `"error"`: keep them, but
-            raise if another model's differ.
+        buffers: `"keep"` the first model's buffers; `"average"` them as well; `"error"`: keep them, but
+            raise if another model's differ; or `"recompute"`: average them, then set batch-norm statistics to those
+            of the data that `loader` gives `out`, as `recompute_batch_norm` does.
         out: a module or a dict of tensors to write the result into, which may be one of the models; it keeps
             its element types and devices.
         dtype: the result's type, for tensors of floating types; by default each keeps the first model's.
+        loader: batches of inputs, for `"recompute"` only.
 
     Returns:
         The result by name, in the order of the first model; without gradients. Tensors that share memory in
@@ -77,8 +87,14 @@ def average(
     Raises:
         InputError: models, weights or `out` do not fit together, or buffers differ and `buffers` is "error".
     """
+    if buffers == RECOMPUTE:
+        if not isinstance(out, nn.Module) or loader is None:
+            raise InputError('buffers="recompute" needs out, a module, and loader, which gives it batches')
+        results = average(models, weights, buffers="average", out=out, dtype=dtype)
+        recompute_batch_norm(out, loader)
+        return results
     check_buffers(buffers)
-    target_dtype = _floating_dtype(dtype)
+    target_dtype = floating_dtype(dtype)
     members = open_members(models)
     numbers = check_weights(weights, len(members))
     first = members[0].tensors
@@ -91,11 +107,13 @@ def average(
         results = _check_out(out, members[0])
 
     summed = [name for name in first if is_mixed(dtype_name(name, first[name]), name in of_buffers, buffers)]
-    check_kinds(summed, members)
+    check_kinds(list(first) if buffers == "average" else summed, members, buffers)
     in_sums = set(summed)
     kept_names = [name for name in first if name not in in_sums]
     if buffers == "error":
         check_equal(kept_names, members)
+    if buffers == "keep":
+        warn_if_statistics_differ([statistics_of(m.tensors) for m in members], [m.label for m in members])
     if buffers == "average":
         others = {name: average_integer(name, members, numbers) for name in kept_names}
     else:
@@ -109,7 +127,7 @@ def average(
             strides_of(first[names[0]]),
             Tensor(),
         )
-        for names in _tied(summed, members)
+        for names in tied(summed, members)
     ]
     if out is not None:
         # Copies, because what is written into may be their memory.
@@ -134,7 +152,12 @@ def average(
     return results
 
 
-def _floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def floating_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that a result is asked to have.
+
+    Raises:
+        InputError: it is no floating type that is known.
+    """
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
@@ -160,19 +183,6 @@ def _check_out(out: nn.Module | MutableMapping[str, Tensor], first: Member) -> d
                 f"{dtype_name(name, first.tensors[name])}"
             )
     return {name: results[name] for name in first.tensors}
-
-
-def _tied(names: Sequence[str], members: Sequence[Member]) -> list[list[str]]:
-    """Groups the names that are the same memory in every model."""
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    for name in names:
-        tensors = [member.tensors[name] for member in members]
-        if tensors[0].numel() == 0:
-            groups[(name,)].append(name)
-            continue
-        same = tuple((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
-        groups[same].append(name)
-    return list(groups.values())
 
 
 def _place(

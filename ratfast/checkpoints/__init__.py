@@ -1,6 +1,7 @@
-"""Checkpoint files: safetensors read, mapped and written, PyTorch's read without running their code.
+"""Checkpoint files: opened, mapped and found whatever their kind, and written as safetensors.
 
-Importing this package, and everything in it that concerns safetensors as bytes, needs no torch.
+`open_checkpoint` is the way in. Importing this package, and everything in it but `load` and `save`, which give and
+take torch's tensors, needs no torch; and nothing that a file contains is ever run.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from ratfast import lazy
 from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file
+from ratfast.checkpoints.checkpoint import Checkpoint
+from ratfast.checkpoints.finding import find_checkpoints
 from ratfast.checkpoints.header import Header, is_safetensors, read_header, read_metadata, sha256
 from ratfast.checkpoints.mapped import MappedFile
+from ratfast.checkpoints.opening import open_checkpoint
 from ratfast.checkpoints.writing import as_bytes, encode_header, write, write_chunks
 
 if TYPE_CHECKING:
@@ -18,13 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TEMPORARY_FILES",
+    "Checkpoint",
     "Header",
     "MappedFile",
     "as_bytes",
     "atomic_file",
     "encode_header",
+    "find_checkpoints",
     "is_safetensors",
     "load",
+    "open_checkpoint",
     "read_header",
     "read_metadata",
     "save",

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,14 @@ from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, contiguous_strides
 
 METADATA_KEY = "ratfast"
+ALIASES_KEY = "aliases"
+"""Where ratfast's note lists further names of tensors: {name: the name in the header}."""
+
 PICKLED_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".pkl", ".ckpt")
-_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
+ZIP_START = b"PK\x03\x04"
+HEADER_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
 _LARGEST = 2**63 - 1
+_HASH_BYTES = 32 << 20  # that are hashed at a time; a multiple of the page size
 _MAX_DIMENSIONS = 64  # numpy's limit
 
 
@@ -45,14 +52,17 @@ class Header:
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is to be read as safetensors: by its suffix, or if that says nothing, by its start."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".safetensors":
+    """Whether a file is to be read as safetensors: by the suffix .safetensors, or whatever its name by its start.
+
+    Raises:
+        InputError: the name does not say and the file cannot be opened.
+    """
+    if Path(path).suffix.lower() == ".safetensors":
         return True
-    if suffix in PICKLED_SUFFIXES:
-        return False
     with open_input(path) as file:
-        return file.read(9)[8:] == b"{"
+        start = file.read(9)
+    # The header's length is below 2^32; pickles and zip archives have something else there or at the start.
+    return start[4:] == bytes(4) + b"{" and not start.startswith(ZIP_START)
 
 
 def open_input(path: str | os.PathLike[str]) -> Any:
@@ -85,8 +95,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         length = int.from_bytes(prefix, "little")
         if length > size - 8:
             raise _malformed(path, f"its header claims {length} bytes, but only {size - 8} follow")
-        if length > _LIMIT:
-            raise _malformed(path, f"its header claims {length} bytes, more than the limit of {_LIMIT}")
+        if length > HEADER_LIMIT:
+            raise _malformed(path, f"its header claims {length} bytes, more than the limit of {HEADER_LIMIT}")
         text = file.read(length)
     if len(text) < length:
         raise _malformed(path, "it ends within its header")
@@ -104,7 +114,7 @@ def parse_header(path: str | os.PathLike[str], text: bytes, data_size: int) -> H
     Raises:
         InputError: anything is malformed, or an element type is not supported.
     """
-    fields = _decode(path, text)
+    fields = decode_object(text, "its header", lambda reason: _malformed(path, reason))
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _malformed(path, "__metadata__ is not an object of strings")
@@ -151,14 +161,30 @@ def decode_metadata(header: Header) -> dict[str, Any]:
     return note
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+def sha256(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+        stop: asked now and then whether to give up.
+
+    Raises:
+        InputError: the file cannot be opened.
+        InterruptedError: `stop` said so.
+    """
     digest = hashlib.sha256()
-    buffer = bytearray(1 << 20)
-    view = memoryview(buffer)
     with open_input(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return digest.hexdigest()
+        # Mapped, which spares a copy of what the page cache holds; and given back behind the place that is read.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as view:
+            for start in range(0, len(memory), _HASH_BYTES):
+                if stop is not None and stop():
+                    raise InterruptedError(f"hashing {path} was given up")
+                with view[start : start + _HASH_BYTES] as piece:
+                    digest.update(piece)
+                    memory.madvise(mmap.MADV_DONTNEED, start, len(piece))
     return digest.hexdigest()
 
 
@@ -166,28 +192,35 @@ def _malformed(path: str | os.PathLike[str], reason: str) -> InputError:
     return InputError(f"{path} is not a valid safetensors file: {reason}")
 
 
-def _decode(path: str | os.PathLike[str], text: bytes) -> dict[str, Any]:
+def decode_object(text: bytes, what: str, malformed: Callable[[str], InputError]) -> dict[str, Any]:
+    """Strict JSON: an object without constants that JSON lacks, in which no key is there twice.
+
+    Args:
+        text: starts with its brace.
+        what: what errors call it.
+        malformed: makes the error of a reason.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
             twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-            raise _malformed(path, f"its header has the key {twice!r} twice")
+            raise malformed(f"{what} has the key {twice!r} twice")
         return fields
 
     def constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
     if not text.startswith(b"{"):
-        raise _malformed(path, "its header is not a JSON object")
+        raise malformed(f"{what} is not a JSON object")
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=constant)
+        return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=constant)
     except InputError:
         raise
     except RecursionError:
-        raise _malformed(path, "its header is nested too deeply") from None
+        raise malformed(f"{what} is nested too deeply") from None
     except ValueError as error:
-        raise _malformed(path, f"its header is not JSON ({error})") from None
-    return fields
+        raise malformed(f"{what} is not JSON ({error})") from None
 
 
 def _entry(path: str | os.PathLike[str], name: str, field: Any) -> Entry:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ratfast.dtypes import BY_NAME
 
-_BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
+_STATISTICS = ("running_mean", "running_var")
+_BATCH_NORM = (*_STATISTICS, "num_batches_tracked")
 
 
 def is_buffer_name(name: str, dtype: str) -> bool:
@@ -15,3 +16,8 @@ def is_buffer_name(name: str, dtype: str) -> bool:
         dtype: a name of `ratfast.dtypes.BY_NAME`.
     """
     return not BY_NAME[dtype].is_floating or name.rpartition(".")[2] in _BATCH_NORM
+
+
+def is_statistic_name(name: str) -> bool:
+    """Whether an entry is a batch-norm mean or variance, which evaluation depends on."""
+    return name.rpartition(".")[2] in _STATISTICS

@@ -10,52 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratfast.checkpoints.header import is_safetensors, open_input, read_header
-from ratfast.checkpoints.mapped import MappedFile
+from ratfast.checkpoints.checkpoint import Checkpoint
 from ratfast.checkpoints.names import is_buffer_name
-from ratfast.checkpoints.pickled import load_pickled
+from ratfast.checkpoints.opening import open_checkpoint
 from ratfast.checkpoints.writing import as_bytes, write_chunks
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, TensorSpec
 
 
-def load(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Tensor]:
-    """Reads a checkpoint's tensors, on the CPU.
+def load(path: str | os.PathLike[str], *, mapped: bool = False, key: str | None = None) -> dict[str, Tensor]:
+    """Reads a checkpoint's tensors, on the CPU, from any kind of file that `open_checkpoint` opens.
 
-    Safetensors files are read by their suffix or start. Others are read by `torch.load` with
-    `weights_only=True`, so that nothing in them runs; the state dict may stand bare or under `state_dict`,
-    `model`, `state_dict_ema` or `model_dict` (DomainBed's).
+    Nothing in the file runs. Truncating the file meanwhile ends the process. Names that share one tensor in the
+    file share one here; tensors that share a part of their memory do not.
 
     Args:
         path: the file.
         mapped: leave the tensors in the file, to be paged in when they are touched. Writing to them does not
-            change the file; truncating the file meanwhile ends the process.
+            change the file.
+        key: which entry of a file of `torch.save` is the state dict, see `open_checkpoint`.
 
     Returns:
         The tensors by name, in the order of the file.
 
     Raises:
-        InputError: the file cannot be opened, is malformed, or holds something other than tensors.
+        InputError: the file cannot be opened, is malformed, or holds something other than tensors and plain values.
     """
-    if not is_safetensors(path):
-        return load_pickled(path, mapped=mapped)
-    if mapped:
-        file = MappedFile(path, writable=True)
-        row = torch.from_numpy(file.row)
-        return {entry.name: _typed(row, file.header.data_start, entry) for entry in file.header.layout}
-    header = read_header(path)
-    tensors = {}
-    with open_input(path) as stream:
-        stream.seek(header.data_start)
-        for entry in header.layout:
-            tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
-            # The data follow each other without holes, or the header would not have been accepted.
-            view = memoryview(tensor_bytes(tensor))
-            if entry.nbytes and stream.readinto(view) != entry.nbytes:
-                raise InputError(f"{path} became shorter while it was being read")
-            tensors[entry.name] = tensor
-    return tensors
+    return load_checkpoint(open_checkpoint(path, key=key, writable=mapped), mapped=mapped)
+
+
+def load_checkpoint(checkpoint: Checkpoint, *, mapped: bool = False) -> dict[str, Tensor]:
+    """`load` of a checkpoint that is open already; `mapped` takes one that was opened as writable."""
+    place = _mapped if mapped else _read
+    tensors = {entry.name: place(entry, checkpoint.stored(entry.name)) for entry in checkpoint.layout}
+    return {name: tensors[checkpoint.aliases.get(name, name)] for name in checkpoint.names}
 
 
 def save(
@@ -63,8 +52,9 @@ def save(
 ) -> None:
     """Writes tensors as a safetensors file, packed in the canonical order of `ratfast.layout`.
 
-    Tensors in any memory order and on any device are accepted; the file holds them in C order. Tensors that
-    share memory are each written in full.
+    Tensors in any memory order and on any device are accepted; the file holds them in C order. A tensor under
+    several names is written once, and the other names are noted; tensors that share memory otherwise are each
+    written in full.
 
     Args:
         state_dict: the tensors by name.
@@ -75,13 +65,14 @@ def save(
         InputError: an entry is not a dense tensor of a supported type, or the file cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
-    layout = layout_of(state_dict).in_c_order()
+    aliases = _aliases(state_dict)
+    layout = layout_of({name: state_dict[name] for name in state_dict if name not in aliases}).in_c_order()
 
     def chunks() -> Iterator[np.ndarray]:
         for entry in layout:
             yield tensor_bytes(state_dict[entry.name].detach().resolve_neg().to("cpu").contiguous())
 
-    write_chunks(path, layout, chunks(), metadata)
+    write_chunks(path, layout, chunks(), metadata, aliases=aliases)
 
 
 def layout_of(state_dict: Mapping[str, Tensor]) -> Layout:
@@ -131,12 +122,36 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
     return as_bytes(tensor.reshape(-1).view(torch.uint8))
 
 
-def _typed(row: Tensor, start: int, entry: Entry) -> Tensor:
-    dtype = getattr(torch, entry.dtype)
-    piece = row[entry.offset : entry.offset + entry.nbytes]
-    if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    itemsize = BY_NAME[entry.dtype].itemsize
-    if start % itemsize or entry.offset % itemsize:
-        piece = piece.clone()  # legal in a file, but not for a tensor
-    return piece.view(dtype).view(entry.shape)
+def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names of tensors that are, element for element, the memory of an earlier one: name -> the earlier name."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases = {}
+    for name, tensor in state_dict.items():
+        dtype_name(name, tensor)
+        if tensor.numel():
+            place = (
+                tensor.device,
+                tensor.data_ptr(),
+                tensor.dtype,
+                tensor.shape,
+                tensor.stride(),
+                tensor.is_neg(),
+            )
+            earlier = first.setdefault(place, name)
+            if earlier != name:
+                aliases[name] = earlier
+    return aliases
+
+
+def _mapped(entry: Entry, data: np.ndarray) -> Tensor:
+    if data.ctypes.data % BY_NAME[entry.dtype].itemsize or entry.nbytes == 0:
+        return _read(entry, data)  # legal in a file, but not for a tensor
+    elements = torch.from_numpy(data).view(getattr(torch, entry.dtype))
+    return elements.as_strided(entry.shape, entry.strides)
+
+
+def _read(entry: Entry, data: np.ndarray) -> Tensor:
+    tensor = torch.empty_strided(entry.shape, entry.strides, dtype=getattr(torch, entry.dtype))
+    if entry.nbytes:
+        np.copyto(tensor_bytes(tensor.as_strided((entry.numel,), (1,))), data)
+    return tensor

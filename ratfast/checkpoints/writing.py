@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ratfast.checkpoints.atomic import atomic_file
-from ratfast.checkpoints.header import METADATA_KEY
+from ratfast.checkpoints.header import ALIASES_KEY, HEADER_LIMIT, METADATA_KEY
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, contiguous_strides
@@ -18,21 +18,36 @@ from ratfast.layout import Entry, Layout, contiguous_strides
 _ALIGNMENT = 64
 
 
-def encode_header(layout: Layout, metadata: Mapping[str, Any] | None = None) -> bytes:
+def encode_header(
+    layout: Layout,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    strings: Mapping[str, str] | None = None,
+) -> bytes:
     """The start of a safetensors file, up to its data, which then begin at a multiple of 64 bytes.
 
     Args:
         layout: the tensors; packed without holes, as `Layout.pack` does.
         metadata: stored as JSON under the key "ratfast" of `__metadata__`.
+        aliases: further names of tensors, noted beside the metadata: name -> its name in the layout.
+        strings: further entries of `__metadata__`.
 
     Raises:
-        InputError: the metadata cannot be expressed in JSON, or a name is not valid Unicode.
+        InputError: the metadata cannot be expressed in JSON, use the key "aliases", or make the header longer than
+            readers take; or a name is not valid Unicode.
         ValueError: the layout has holes.
     """
-    strings = {"format": "pt"}  # other libraries want to know whose conventions the names follow
-    if metadata is not None:
+    # Other libraries want to know whose conventions the names follow.
+    strings = {"format": "pt", **(strings or {})}
+    if metadata is not None and ALIASES_KEY in metadata:
+        raise InputError(
+            f"the checkpoint's metadata use the key {ALIASES_KEY!r}, which is kept for names of tensors"
+        )
+    note = metadata if not aliases else {**(metadata or {}), ALIASES_KEY: dict(aliases)}
+    if note is not None:
         try:
-            strings[METADATA_KEY] = json.dumps(metadata, allow_nan=False)
+            strings[METADATA_KEY] = json.dumps(note, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"the checkpoint's metadata cannot be stored as JSON: {error}") from None
     fields: dict[str, Any] = {"__metadata__": strings}
@@ -52,6 +67,10 @@ def encode_header(layout: Layout, metadata: Mapping[str, Any] | None = None) -> 
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         raise InputError("the name of a tensor is not valid Unicode, so it cannot be stored") from None
+    if len(text) > HEADER_LIMIT - _ALIGNMENT:
+        raise InputError(
+            f"the checkpoint's names and metadata take {len(text)} bytes, more than readers accept"
+        )
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
@@ -61,6 +80,9 @@ def write_chunks(
     layout: Layout,
     chunks: Iterable[Any],
     metadata: Mapping[str, Any] | None = None,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    strings: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file from the successive pieces of its row, so that the row need never exist.
 
@@ -69,13 +91,15 @@ def write_chunks(
         layout: the tensors, in C order.
         chunks: buffers that together are `layout.nbytes` long.
         metadata: stored as JSON under the key "ratfast".
+        aliases: further names of tensors: name -> its name in the layout.
+        strings: further entries of `__metadata__`.
 
     Raises:
         InputError: the file cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
         ValueError: the chunks are not as long as the layout.
     """
-    start = encode_header(layout, metadata)
+    start = encode_header(layout, metadata, aliases=aliases, strings=strings)
     with atomic_file(path) as file:
         file.write(start)
         for chunk in chunks:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ratfast
 from ratfast import InputError, checkpoints
-from ratfast.averaging import average_files, files
+from ratfast.averaging import average_files, streaming
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,7 +66,7 @@ def test_types(tmp_path, core, first, other, dtype):
 def test_pieces(tmp_path, core, monkeypatch, piece):
     """However the tensors are cut, the numbers are the same, and progress adds up."""
     states = [state(seed) for seed in range(3)]
-    monkeypatch.setattr(files, "_PIECE_BYTES", piece)
+    monkeypatch.setattr(streaming, "_PIECE_BYTES", piece)
     done = []
     written = average_files(write(tmp_path, states), tmp_path / "out.safetensors", progress=done.append)
     assert_same_average(tmp_path / "out.safetensors", states)

@@ -141,8 +141,7 @@ def test_buffers(tmp_path):
     assert all(torch.equal(averaged[name], expected[name]) for name in expected)
 
 
-def test_gram(models, files, monkeypatch):
-    monkeypatch.setattr("ratfast.averaging.pool._GRAM_CHUNK", 50)
+def test_gram(models, files):
     matrix = torch.stack([parameters(model) for model in models])
     for sources in (models, files):
         gram = Pool.open(sources).gram()

@@ -1,6 +1,7 @@
 """Greedy soups against the same selection done by averaging from scratch for every candidate."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import ratfast
 from ratfast import InputError, Pool, greedy_soup
+from ratfast.averaging.soup import dagger
 
 
 def brute_force(states, evaluate, order):
@@ -84,14 +86,71 @@ def test_nothing_drifts():
     assert seen == pytest.approx([1.0, 5e29, 1.5, 2.0])
 
 
-@pytest.mark.parametrize(("order", "reads"), [([3, 1, 0, 2], 4), (None, 8)])
-def test_reads_each_row_once(monkeypatch, order, reads):
-    counted = []
+@pytest.mark.parametrize("score", [lambda state: 0.0, lambda state: -state["a"].item()])
+@pytest.mark.parametrize(
+    ("ranking", "reads", "evaluations"),
+    [({"order": [3, 1, 0, 2]}, 4, 4), ({"scores": [0.1, 0.4, 0.3, 0.2]}, 4, 4), ({}, 8, 7)],
+)
+def test_reads_each_row_once(monkeypatch, ranking, reads, evaluations, score):
+    """Whether candidates stay or not; ranking by evaluation costs one more read of each."""
+    counted, called = [], []
     summands = Pool.summands
     monkeypatch.setattr(Pool, "summands", lambda self, index: counted.append(index) or summands(self, index))
     pool = Pool.open([{"a": torch.tensor([float(i)])} for i in range(4)])
-    greedy_soup(pool, lambda state: state["a"].item() * 0, order)
-    assert len(counted) == reads
+    greedy_soup(pool, lambda state: called.append(0) or score(state), **ranking)
+    assert (len(counted), len(called)) == (reads, evaluations)
+
+
+def test_ranking_by_stored_scores():
+    pool = Pool.open([{"a": torch.tensor([float(i)])} for i in range(4)])
+    soup = greedy_soup(pool, lambda state: 0.0, scores=[0.5, 0.7, math.nan, 0.7])
+    assert [trial.model for trial in soup.log] == [1, 3, 0, 2]
+    assert [trial.alone for trial in soup.log[:3]] == [0.7, 0.7, 0.5]
+    with pytest.raises(InputError, match="3 scores were given for 4 models"):
+        greedy_soup(pool, lambda state: 0.0, scores=[1, 2, 3])
+    with pytest.raises(InputError, match="both given"):
+        greedy_soup(pool, lambda state: 0.0, [0], scores=[1, 2, 3, 4])
+
+
+def test_acceptance_rule_and_log():
+    """model-soups asks for an improvement, Model Ratatouille takes equal scores."""
+    pool = Pool.open([{"a": torch.tensor([float(i)])} for i in range(3)])
+    soup = greedy_soup(pool, lambda state: 0.25, range(3), accept=operator.gt)
+    assert soup.members == [0]
+    assert [(t.score, t.before, t.accepted) for t in soup.log] == [
+        (0.25, None, True),
+        (0.25, 0.25, False),
+        (0.25, 0.25, False),
+    ]
+    assert soup.log[1].reason == "model 2 was refused: 0.25 with it, 0.25 without"
+    assert soup.log[0].reason == "model 1 was accepted: it scores 0.25 alone"
+    margin = greedy_soup(pool, lambda s: s["a"].item(), range(3), accept=lambda new, old: new > old + 0.5)
+    assert margin.members == [0, 2]  # 0, then 0.5, then 1
+
+
+def test_saved_with_its_log(tmp_path):
+    files = []
+    for value in (1.0, 5.0, 2.0):
+        files.append(tmp_path / f"{value}.safetensors")
+        ratfast.checkpoints.save({"a": torch.tensor([value])}, files[-1])
+    pool = Pool.open(files)
+    soup = greedy_soup(pool, lambda s: -abs(s["a"].item() - 1.5), scores=[3, 2, 1])
+    soup.save(tmp_path / "soup.safetensors")
+    assert ratfast.checkpoints.load(tmp_path / "soup.safetensors")["a"].tolist() == [1.5]
+    note = ratfast.checkpoints.read_metadata(tmp_path / "soup.safetensors")
+    assert note["method"] == "greedy" and note["weights"] == [0.5, 0.0, 0.5]
+    assert [entry["file"] for entry in note["inputs"]] == [str(path) for path in files]
+    assert note["inputs"][1]["sha256"] == ratfast.checkpoints.sha256(files[1])
+    assert note["selection"]["members"] == [str(files[0]), str(files[2])]
+    assert [entry["accepted"] for entry in note["selection"]["log"]] == [True, False, True]
+    assert note["selection"]["log"][1]["before"] == -0.5
+
+
+def test_dagger():
+    trials = [[{"a": torch.tensor([value])} for value in trial] for trial in ([1.0, 2.0], [6.0, 3.0, 8.0])]
+    assert dagger(trials)["a"].item() == 4.0
+    with pytest.raises(InputError, match="no runs in any trial"):
+        dagger([[], []])
 
 
 def test_scores_that_are_no_numbers():

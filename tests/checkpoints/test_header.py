@@ -130,12 +130,12 @@ def test_metadata(tmp_path):
 
 def test_kind_by_suffix_or_start(tmp_path):
     assert is_safetensors("a.SAFETENSORS")
-    assert not is_safetensors("a.pth.tar")
-    path = tmp_path / "checkpoint"
+    path = tmp_path / "checkpoint.pt"
     path.write_bytes(encode(b"{}"))
     assert is_safetensors(path)
-    path.write_bytes(b"PK\x03\x04" + bytes(100))
-    assert not is_safetensors(path)
+    for start in (b"PK\x03\x04" + bytes(4) + b"{", b"\x80\x02\x8a\nl\xfc\x9cF{", b'{"a":  {', b""):
+        path.write_bytes(start + bytes(100))
+        assert not is_safetensors(path)
 
 
 def valid_files():

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import ratfast
 from ratfast import InputError, checkpoints
 from ratfast.cli.average import average
+from ratfast.cli.selecting import SELECTIONS
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ def test_progress_of_large_inputs(files, tmp_path, monkeypatch):
 FULL = """
 import resource, sys
 from ratfast.cli.average import average
+from ratfast.cli.selecting import SELECTIONS
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # the limit acts as a full disk does
 average(["--buffers", "keep", "-o", *sys.argv[1:]])
 """
@@ -119,3 +121,79 @@ def test_import_and_help_need_no_torch():
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "CHECKPOINT..." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "options", "same"),
+    [
+        ("task-arithmetic", 3, ["--scale", "0.5", "--weights", "1,-1"], {"scale": 0.5, "weights": [1, -1]}),
+        ("ties", 3, ["--density", "0.3", "--per-tensor"], {"density": 0.3, "per_tensor": True}),
+        ("dare-ties", 3, ["--density", "0.3", "--seed", "4"], {"density": 0.3, "seed": 4}),
+        ("model-stock", 3, ["--whole"], {"per_tensor": False}),
+        ("slerp", 2, ["--alpha", "0.2"], {"alpha": 0.2}),
+        ("weighted", 2, ["--weights-for", "a=0.25,0.75"], {"weights_for": {"a": [0.25, 0.75]}}),
+        ("fusing", 3, ["--seed", "1", "--spread-by", "2"], {"seed": 1, "spread_by": 2.0}),
+    ],
+)
+def test_methods(files, tmp_path, method, count, options, same):
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--method", method, "--buffers", "keep", *options, *files[:count])
+    assert result.exit_code == 0, result.exception
+    expected = ratfast.merge(files[:count], method, buffers="keep", **same)
+    torch.testing.assert_close(checkpoints.load(out)["a"], expected["a"], rtol=0, atol=0)
+
+
+def test_base_folders_and_again(files, tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for index, name in ((1, "run10.safetensors"), (2, "run2.safetensors")):
+        os.rename(files[index], folder / name)
+    out, more = tmp_path / "out.safetensors", tmp_path / "more.safetensors"
+    arguments = ["--method", "ties", "--base", files[0], "--buffers", "keep"]
+    assert run("-o", out, *arguments, folder).exit_code == 0
+    inputs = [entry["file"] for entry in checkpoints.read_metadata(out)["inputs"]]
+    assert inputs == [files[0], str(folder / "run2.safetensors"), str(folder / "run10.safetensors")]
+    assert run("-o", more, *arguments, folder / "*.safetensors").exit_code == 0
+    assert more.read_bytes() == out.read_bytes()
+    result = run("-o", more, "--again", out)
+    assert result.exit_code == 0 and more.read_bytes() == out.read_bytes()
+    assert isinstance(run("-o", more, "--again", out, files[0]).exception, InputError)
+
+
+def test_a_path_writes_several_files(files, tmp_path):
+    result = run(
+        "-o", tmp_path / "p.safetensors", "--method", "path", "--points", 3, "--buffers", "keep", *files[:2]
+    )
+    assert result.exit_code == 0, result.exception
+    names = ["p-0.safetensors", "p-0.5.safetensors", "p-1.safetensors"]
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        f"wrote {tmp_path / n}" for n in names
+    ]
+    torch.testing.assert_close(checkpoints.load(tmp_path / names[2])["a"], checkpoints.load(files[1])["a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--method", "slerp"], "slerp needs exactly 2 models, but there are 3"),
+        (["--method", "ties", "--density", "2"], "density is 2.0"),
+        (["--method", "ties", "--alpha", "2"], "--method ties takes no --alpha"),
+        (["--method", "tie"], "there is no method 'tie'"),
+        (["--method", "fisher"], "needs --fisher"),
+        (["--weights-for", "1,2,3"], "expected PATTERN=W1,W2"),
+        (["--method", "wise-ft", "--alpha", "x"], "--alpha is 'x'"),
+    ],
+)
+def test_wrong_methods(files, tmp_path, arguments, reason):
+    result = run("-o", tmp_path / "out.safetensors", "--buffers", "keep", *arguments, *files)
+    assert isinstance(result.exception, InputError) and reason in str(result.exception)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_selections_plug_in(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(SELECTIONS, "last", lambda paths, options: [0.0] * (len(paths) - 1) + [1.0])
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--method", "last", "--buffers", "keep", *files)
+    assert result.exit_code == 0, result.exception
+    assert torch.equal(checkpoints.load(out)["a"], checkpoints.load(files[-1])["a"])
+    assert checkpoints.read_metadata(out)["method"] == "last"

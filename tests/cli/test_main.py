@@ -52,6 +52,7 @@ def raising(error: BaseException):
         ("main", ["--help"]),
         ("main", ["info", "--help"]),
         ("main", ["average", "--help"]),
+        ("main", ["convert", "--help"]),
         ("train", ["--help"]),
     ],
 )
@@ -108,7 +109,7 @@ def test_version(entry, name):
         ("main", ["--verison"], "--version"),
         ("main", ["info", "--jso"], "--json"),
         ("main", ["info", "extra"], "extra"),
-        ("main", ["average"], "CHECKPOINT"),
+        ("main", ["average", "-o", "soup.safetensors"], "CHECKPOINT"),
         ("train", ["--stpes", "3"], "--steps"),
         ("train", ["--steps"], "--steps"),
         ("train", ["--steps", "0"], "--steps is 0, expected an integer of at least 1"),

@@ -1,0 +1,1 @@
+"""What sets of networks look like: distances between their weights. Needs no torch by itself."""

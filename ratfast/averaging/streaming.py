@@ -1,0 +1,140 @@
+"""Files combined into files, piece by piece: computed while others are written and the inputs are hashed. No torch.
+
+The process's own memory holds a few pieces, whatever the size of the models; what is mapped belongs to the page cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ratfast.averaging.combination import Combination
+from ratfast.averaging.file_pool import FilePool, Span, threads
+from ratfast.checkpoints import Checkpoint, atomic_file, encode_header
+from ratfast.dtypes import BY_NAME
+
+_PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
+_PIECES = 3  # that exist at a time: one computed, one written, one between
+_OWN_BYTES = 48 << 20  # of all outputs' pieces
+_LARGE = 4 << 30  # bytes of input from which pages are given back behind the place that is read
+
+Progress = Callable[[int], None]
+Notes = Callable[[int, list[str]], dict[str, Any]]
+
+
+class Hashing:
+    """The SHA-256 of files, computed on threads while other things are done; given up if its block ends early.
+
+    Args:
+        files: the checkpoints.
+    """
+
+    def __init__(self, files: Sequence[Checkpoint]):
+        self._stop = threading.Event()
+        self._workers = ThreadPoolExecutor(threads())
+        self._digests = [self._workers.submit(file.sha256, self._stop.is_set) for file in files]
+
+    def __enter__(self) -> Hashing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._workers.shutdown(cancel_futures=True)
+
+    def digests(self) -> list[str]:
+        """All of them, in hexadecimal, once they are there."""
+        return [digest.result() for digest in self._digests]
+
+
+def write_outputs(
+    pool: FilePool,
+    combination: Combination,
+    outputs: Sequence[str],
+    notes: Notes,
+    hashing: Hashing,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the outputs of a combination as safetensors files.
+
+    Args:
+        pool: the inputs.
+        combination: of K outputs.
+        outputs: K files to create or replace; they may be inputs, which are read to the end before.
+        notes: the metadata of output k, given the inputs' SHA-256.
+        hashing: of the inputs.
+        progress: called with the number of bytes of output done since the last call.
+
+    Raises:
+        InputError: a result is not finite, or an output cannot be written there.
+        OSError: writing failed, such as on a full disk; nothing is left behind.
+    """
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(path)) for path in outputs]
+        strings = pool.strings()
+        unknown = ["0" * 64] * len(pool)
+        for k, file in enumerate(files):
+            file.write(encode_header(pool.layout, notes(k, unknown), aliases=pool.aliases, strings=strings))
+        _write_rows(pool, combination, files, progress)
+        known = hashing.digests()
+        for k, file in enumerate(files):
+            end = file.tell()
+            file.seek(0)
+            start = encode_header(pool.layout, notes(k, known), aliases=pool.aliases, strings=strings)
+            if len(start) + pool.layout.nbytes != end:
+                raise ValueError("the header changed its length with the inputs' SHA-256")
+            file.write(start)
+
+
+def _write_rows(
+    pool: FilePool, combination: Combination, files: Sequence[BinaryIO], progress: Progress | None
+) -> None:
+    size = max(8, min(_PIECE_BYTES, _OWN_BYTES // (_PIECES * len(files)) // 8 * 8, pool.layout.nbytes))
+    free = deque(np.empty((len(files), size), np.uint8) for _ in range(_PIECES))
+    written: deque[tuple[Future[None], np.ndarray]] = deque()
+    large = pool.nbytes() >= _LARGE
+    with ThreadPoolExecutor(1) as writer:
+        for spans, nbytes in pieces(pool, size):
+            if not free:
+                done, memory = written.popleft()
+                done.result()
+                free.append(memory)
+            memory = free.popleft()
+            outputs = [row[:nbytes] for row in memory]
+            pool.compute(combination, spans, outputs)
+            if large:
+                pool.let_go(spans)
+            written.append((writer.submit(_write, files, outputs), memory))
+            if progress is not None:
+                progress(nbytes)
+        for done, _ in written:
+            done.result()
+
+
+def pieces(pool: FilePool, size: int) -> Iterator[tuple[list[Span], int]]:
+    """The elements of the result's row in its order, as spans that together have up to `size` bytes; and how many."""
+    spans: list[Span] = []
+    filled = 0
+    for entry in pool.layout:
+        itemsize = BY_NAME[entry.dtype].itemsize
+        start = 0
+        while start < entry.numel:
+            if size - filled < itemsize:
+                yield spans, filled
+                spans, filled = [], 0
+            count = min(entry.numel - start, (size - filled) // itemsize)
+            spans.append(Span(entry.name, start, count))
+            start += count
+            filled += count * itemsize
+    if spans:
+        yield spans, filled
+
+
+def _write(files: Sequence[BinaryIO], pieces: Sequence[np.ndarray]) -> None:
+    for file, piece in zip(files, pieces, strict=True):
+        file.write(piece)
