@@ -18,7 +18,7 @@ results=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python3}
-steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging averaging20 train}
+steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging train}
 log=$results/log.txt
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export RATFAST_REQUIRE_CUDA=1
@@ -87,13 +87,13 @@ racecheck() {
 }
 
 # A record is made in the checkout and moved out of it.
-measure() { # SUITE [NAME]
+measure() { # SUITE
     local line status
     "$python" benchmarks/record.py "benchmarks/test_$1.py" -m cuda -p no:cacheprovider | tee "$results/.measure"
     status=${PIPESTATUS[0]}
     line=$(sed -n 's/^wrote //p' "$results/.measure")
     rm -f "$results/.measure"
-    [ "$status" -eq 0 ] && mv "$line" "$results/${2:-$1}.json"
+    [ "$status" -eq 0 ] && mv "$line" "$results/$1.json"
 }
 
 # The demonstration, with what it trained on and how fast; needs the packages of the extra `demo`.
