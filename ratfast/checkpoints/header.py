@@ -7,7 +7,6 @@ one tensor.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -149,17 +148,6 @@ def decode_metadata(header: Header) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise InputError(f"{header.path} has metadata under {METADATA_KEY!r} that are not a JSON object")
     return note
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = bytearray(1 << 20)
-    view = memoryview(buffer)
-    with open_input(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
 
 
 def _malformed(path: str | os.PathLike[str], reason: str) -> InputError:
