@@ -1,4 +1,5 @@
-// The Python module `_core`: averages models in plain memory, such as mapped files, without torch.
+// The Python module `_core`: averages models in plain memory, such as mapped files, and hashes, without
+// torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,6 +14,8 @@
 #include "../core/kth.h"
 #include "../core/memory.h"
 #include "../core/mix.h"
+#include "buffers.h"
+#include "sha256.h"
 
 namespace py = pybind11;
 
@@ -43,10 +46,8 @@ struct Buffers {
         throw py::value_error("models differ in their number of tensors");
     for (std::size_t t = 0; t < per_model; ++t) {
       for (std::size_t m = 0; m < models.size(); ++m) {
-        held.push_back(models[m][t].request(writable));
+        held.push_back(bytes_in_a_row(models[m][t], writable));
         const auto& info = held.back();
-        if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1))
-          throw py::value_error("buffers must be contiguous bytes of one dimension");
         const DType type = dtype_named(names[m][t]);
         if (info.size % item_size(type) != 0)
           throw py::value_error("a buffer of tensor " + std::to_string(t) + " does not hold whole elements");
@@ -241,5 +242,6 @@ PYBIND11_MODULE(_core, module) {
              py::arg("threads"),
              "The counts[t]-th largest |float32(x - base)| of each tensor, or of all together; float32.\n\n"
              "sources: T buffers of bytes; bases: T buffers or None; counts: (T,), or (1,) if together.");
+  define_sha256(module);
   module.def("cpu_capability", &cpu_capability, "The instruction set in use: avx512, avx2 or default.");
 }

@@ -14,7 +14,12 @@ from ratfast.averaging.file_pool import FilePool
 from ratfast.averaging.methods import METHODS, find_method, has_base, plan
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.streaming import Hashing, Progress, write_outputs
-from ratfast.checkpoints import find_checkpoints, is_safetensors, open_checkpoint, read_metadata
+from ratfast.checkpoints import (
+    find_checkpoints,
+    is_safetensors,
+    open_checkpoint,
+    read_metadata,
+)
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.version import __version__

@@ -16,7 +16,7 @@ import numpy as np
 
 from ratfast.averaging.combination import Combination
 from ratfast.averaging.file_pool import FilePool, Span, threads
-from ratfast.checkpoints import Checkpoint, atomic_file, encode_header
+from ratfast.checkpoints import Checkpoint, atomic_file, encode_header, sha256_checkpoints
 from ratfast.dtypes import BY_NAME
 
 _PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
@@ -29,7 +29,7 @@ Notes = Callable[[int, list[str]], dict[str, Any]]
 
 
 class Hashing:
-    """The SHA-256 of files, computed on threads while other things are done; given up if its block ends early.
+    """The SHA-256 of files, computed while other things are done; given up if its block ends early.
 
     Args:
         files: the checkpoints.
@@ -37,19 +37,19 @@ class Hashing:
 
     def __init__(self, files: Sequence[Checkpoint]):
         self._stop = threading.Event()
-        self._workers = ThreadPoolExecutor(threads())
-        self._digests = [self._workers.submit(file.sha256, self._stop.is_set) for file in files]
+        self._worker = ThreadPoolExecutor(1)
+        self._digests = self._worker.submit(sha256_checkpoints, files, threads(), self._stop.is_set)
 
     def __enter__(self) -> Hashing:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._workers.shutdown(cancel_futures=True)
+        self._worker.shutdown(cancel_futures=True)
 
     def digests(self) -> list[str]:
         """All of them, in hexadecimal, once they are there."""
-        return [digest.result() for digest in self._digests]
+        return self._digests.result()
 
 
 def write_outputs(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from ratfast import lazy
 from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file
-from ratfast.checkpoints.checkpoint import Checkpoint
+from ratfast.checkpoints.checkpoint import Checkpoint, sha256_checkpoints
 from ratfast.checkpoints.finding import find_checkpoints
-from ratfast.checkpoints.header import Header, is_safetensors, read_header, read_metadata, sha256
+from ratfast.checkpoints.hashing import sha256, sha256_files, sha256_streams
+from ratfast.checkpoints.header import Header, is_safetensors, read_header, read_metadata
 from ratfast.checkpoints.mapped import MappedFile
 from ratfast.checkpoints.opening import open_checkpoint
 from ratfast.checkpoints.writing import as_bytes, encode_header, write, write_chunks
@@ -36,6 +37,9 @@ __all__ = [
     "read_metadata",
     "save",
     "sha256",
+    "sha256_checkpoints",
+    "sha256_files",
+    "sha256_streams",
     "write",
     "write_chunks",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ratfast.checkpoints.header import sha256
+from ratfast.checkpoints.hashing import sha256_files
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Layout, TensorSpec, contiguous_strides, is_dense, same_order
@@ -122,15 +122,33 @@ class Checkpoint:
         Args:
             stop: asked now and then whether to give up, by InterruptedError.
         """
-        if len(self.files) == 1:
-            return sha256(self.path, stop)
-        digest = hashlib.sha256(self.path.read_bytes())
-        for file in self.files[1:]:
-            digest.update(sha256(file, stop).encode())
-        return digest.hexdigest()
+        return sha256_checkpoints([self], 1, stop)[0]
 
     def _tensor(self, name: str) -> StoredTensor:
         return self.tensors[self.aliases.get(name, name)]
+
+
+def sha256_checkpoints(
+    checkpoints: Sequence[Checkpoint], threads: int, stop: Callable[[], bool] | None = None
+) -> list[str]:
+    """`Checkpoint.sha256` of several, all their files together, which is faster than one after the other."""
+    files = [file for checkpoint in checkpoints for file in _contents(checkpoint)]
+    digests = iter(sha256_files(files, threads, stop))
+    return [
+        next(digests)
+        if len(checkpoint.files) == 1
+        else _composed(checkpoint, [next(digests) for _ in _contents(checkpoint)])
+        for checkpoint in checkpoints
+    ]
+
+
+def _contents(checkpoint: Checkpoint) -> Sequence[Path]:
+    """The files with the data: all, or all but the index."""
+    return checkpoint.files if len(checkpoint.files) == 1 else checkpoint.files[1:]
+
+
+def _composed(checkpoint: Checkpoint, digests: Sequence[str]) -> str:
+    return hashlib.sha256(checkpoint.path.read_bytes() + "".join(digests).encode()).hexdigest()
 
 
 def _packed(tensors: Mapping[str, StoredTensor]) -> Layout:

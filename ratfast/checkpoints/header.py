@@ -7,10 +7,8 @@ one tensor.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import mmap
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +28,6 @@ PICKLED_SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".pkl", ".ckpt")
 ZIP_START = b"PK\x03\x04"
 HEADER_LIMIT = 100_000_000  # bytes of header, as in the reference implementation
 _LARGEST = 2**63 - 1
-_HASH_BYTES = 32 << 20  # that are hashed at a time; a multiple of the page size
 _MAX_DIMENSIONS = 64  # numpy's limit
 
 
@@ -159,33 +156,6 @@ def decode_metadata(header: Header) -> dict[str, Any]:
     if not isinstance(note, dict):
         raise InputError(f"{header.path} has metadata under {METADATA_KEY!r} that are not a JSON object")
     return note
-
-
-def sha256(path: str | os.PathLike[str], stop: Callable[[], bool] | None = None) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
-
-    Args:
-        path: the file.
-        stop: asked now and then whether to give up.
-
-    Raises:
-        InputError: the file cannot be opened.
-        InterruptedError: `stop` said so.
-    """
-    digest = hashlib.sha256()
-    with open_input(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            return digest.hexdigest()
-        # Mapped, which spares a copy of what the page cache holds; and given back behind the place that is read.
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as view:
-            for start in range(0, len(memory), _HASH_BYTES):
-                if stop is not None and stop():
-                    raise InterruptedError(f"hashing {path} was given up")
-                with view[start : start + _HASH_BYTES] as piece:
-                    digest.update(piece)
-                    memory.madvise(mmap.MADV_DONTNEED, start, len(piece))
-    return digest.hexdigest()
 
 
 def _malformed(path: str | os.PathLike[str], reason: str) -> InputError:

@@ -6,7 +6,8 @@ module without torch. Importing this package imports neither torch nor any of th
 
 Environment:
     RATFAST_NATIVE: 0 loads nothing native, so that everything runs on plain torch.
-    RATFAST_CPU_CAPABILITY: `default`, `avx2` or `avx512`: the widest instruction set to use.
+    RATFAST_CPU_CAPABILITY: `default`, `avx2` or `avx512`: the widest instruction set to use; `default` has no
+        instructions for SHA-256 either.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Safetensors files against the reference library, both ways."""
 
-import hashlib
 import warnings
 
 import numpy as np
@@ -181,12 +180,6 @@ def test_metadata_must_be_json(tmp_path):
     for value in ({"a": float("nan")}, {"a": object()}):
         with pytest.raises(InputError, match="JSON"):
             checkpoints.save({}, tmp_path / "a.safetensors", value)
-
-
-def test_sha256(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(bytes(range(256)) * 9000)
-    assert checkpoints.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.cuda
