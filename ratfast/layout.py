@@ -8,6 +8,7 @@ row, written behind a safetensors header, is a valid safetensors file; their ord
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Entry:
         return self.numel * BY_NAME[self.dtype].itemsize
 
 
+@functools.lru_cache(maxsize=4096)  # the models of a pool have the same few shapes
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a tensor of `shape` in C order."""
     strides = []

@@ -40,6 +40,8 @@ class StoredTensor:
     @property
     def is_c_order(self) -> bool:
         """Whether `memory` is the tensor in C order."""
+        if self.strides == contiguous_strides(self.shape):
+            return True
         return self.is_dense and same_order(self.shape, self.strides, contiguous_strides(self.shape))
 
     def in_c_order(self) -> np.ndarray:
