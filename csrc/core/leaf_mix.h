@@ -15,7 +15,7 @@ static_assert(kLongestBlock % kStep == 0);
 // Of every source so many bytes are read in a row, and asked for a block ahead: the memory is slow to serve
 // a few lines each of many sources in turn.
 constexpr int kScratchBytes = 5 << 10;  // of all sources together, to stay in the first cache
-constexpr int kSumBlock = 2048;          // elements: their sums stay in the first cache
+constexpr int kSumBlock = 2048;         // elements: their sums stay in the first cache
 constexpr int kSourcesAtOnce = 4;
 
 // Sums of so many outputs are held in registers at a time, a pair of vectors each.
@@ -45,7 +45,8 @@ RATFAST_INLINE void store_pair_part(DType type, char* p, std::int64_t count, Vec
   if (count > 0) memcpy(p, padded, static_cast<std::size_t>(count) * item_size(type));
 }
 
-// The `count` elements at `source`, as a step of floats or, if they are doubles, of doubles; the rest zero.
+// The `count` elements at `source`, as a step of `wide`: of doubles, or of floats unless they are doubles.
+// The rest are zero.
 template <bool whole, DType type>
 RATFAST_INLINE void widen(const char* source, std::int64_t count, DType wide, char* values) {
   const auto run = [&](auto ops, DType target) __attribute__((always_inline)) {
@@ -204,7 +205,7 @@ RATFAST_INLINE void mix_many(const MixSegment& segment, std::int64_t index, std:
   }
 }
 
-// How a segment is mixed.
+// How a segment is mixed: one output, or several from copies that are floats or doubles.
 enum class Loop { one, many, many_double };
 
 // Mixes [index, end) block by block. If `whole`, that is a multiple of kStep.
@@ -262,9 +263,11 @@ bool mix_segment(const MixSegment& segment, std::int64_t begin, std::int64_t end
 }
 
 bool mix(const MixSegment& segment, std::int64_t begin, std::int64_t end, const MixWeights& weights) {
+  // From so many outputs on, converting every time would cost more than the longer copies.
+  constexpr int kOutputsFromDoubles = 3;
   if (weights.outputs == 1) return mix_segment<Loop::one>(segment, begin, end, weights);
-  for (int n = 0; n < weights.sources; ++n)
-    if (segment.source_types[n] == DType::f64)
-      return mix_segment<Loop::many_double>(segment, begin, end, weights);
+  bool doubles = weights.outputs >= kOutputsFromDoubles;
+  for (int n = 0; n < weights.sources; ++n) doubles = doubles || segment.source_types[n] == DType::f64;
+  if (doubles) return mix_segment<Loop::many_double>(segment, begin, end, weights);
   return mix_segment<Loop::many>(segment, begin, end, weights);
 }
