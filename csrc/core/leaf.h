@@ -34,12 +34,12 @@ struct MixWeights {
   const double* values;  // (sources, outputs), row-major: read side by side
   int outputs;
   int sources;
-  double* scratch;  // kLongestStep elements per source
+  double* scratch;  // kLongestBlock elements per source, on a line of 64 bytes
   bool stream;      // write past the caches: the outputs are large and none of them is a source
 };
 
-// The most elements that a loop of mix handles at a time, on any instruction set.
-inline constexpr int kLongestStep = 64;
+// The most elements of each source that mix copies at a time, on any instruction set.
+inline constexpr int kLongestBlock = 256;
 
 // One tensor of every model, at any alignment.
 struct GramSegment {

@@ -5,11 +5,18 @@
 
 using Vector = DoubleOps::V;
 
-// Loads and stores are of pairs of vectors: one vector of floats, or two of doubles.
+// Stores are of pairs of vectors: one vector of floats, or two of doubles.
 constexpr int kPair = 2 * DoubleOps::width;
 constexpr int kPairs = 4;
+constexpr int kVectors = 2 * kPairs;
 constexpr int kStep = kPairs * kPair;
-static_assert(kStep <= kLongestStep);
+static_assert(kLongestBlock % kStep == 0);
+
+// Of every source so many bytes are read in a row, and asked for a block ahead: the memory is slow to serve
+// a few lines each of many sources in turn.
+constexpr int kScratchBytes = 5 << 10;  // of all sources together, to stay in the first cache
+constexpr int kSumBlock = 2048;         // elements: their sums stay in the first cache
+constexpr int kSourcesAtOnce = 4;
 
 // Sums of so many outputs are held in registers at a time, a pair of vectors each.
 #if defined(__AVX512F__)
@@ -38,140 +45,191 @@ RATFAST_INLINE void store_pair_part(DType type, char* p, std::int64_t count, Vec
   if (count > 0) memcpy(p, padded, static_cast<std::size_t>(count) * item_size(type));
 }
 
-// Calls visit(pair, a, b) for the pairs of a step of source n from `index` on; `count` elements exist.
+// The `count` elements at `source`, as a step of `wide`: of doubles, or of floats unless they are doubles.
+// The rest are zero.
+template <bool whole, DType type>
+RATFAST_INLINE void widen(const char* source, std::int64_t count, DType wide, char* values) {
+  const auto run = [&](auto ops, DType target) __attribute__((always_inline)) {
+    using Ops = decltype(ops);
+    for (int i = 0; i < kStep; i += Ops::width) {
+      const char* p = source + i * item_size(type);
+      const auto v = whole ? Ops::load(type, p) : load_part<Ops>(type, p, count - i);
+      Ops::template store<false>(target, values + i * item_size(target), v);
+    }
+  };
+  if (wide == DType::f64)
+    run(DoubleOps{}, DType::f64);
+  else if (type != DType::f64)
+    run(FloatOps{}, DType::f32);
+}
+
+// Calls visit(type) with a constant for the type, so that what it does is compiled once for each.
+template <class Visit>
+RATFAST_INLINE void with_type(DType type, const Visit& visit) {
+  switch (type) {
+    case DType::f32:
+      return visit(Number<static_cast<int>(DType::f32)>{});
+    case DType::f16:
+      return visit(Number<static_cast<int>(DType::f16)>{});
+    case DType::bf16:
+      return visit(Number<static_cast<int>(DType::bf16)>{});
+    default:
+      return visit(Number<static_cast<int>(DType::f64)>{});
+  }
+}
+
+// Calls visit(type, source) for the elements of source n from `index` on, and asks for those of a step that
+// lie `ahead` elements ahead.
 template <bool whole, class Visit>
-RATFAST_INLINE void visit_source(const MixSegment& segment, int n, std::int64_t index, std::int64_t count,
+RATFAST_INLINE void visit_source(const MixSegment& segment, int n, std::int64_t index, int ahead,
                                  const Visit& visit) {
   const DType type = segment.source_types[n];
   const int size = item_size(type);
   const char* source = static_cast<const char*>(segment.sources[n]) + index * size;
-  if (whole)
-    for (int line = 0; line < kStep * size; line += 64) __builtin_prefetch(source + kPrefetch + line);
-  const auto run = [&](DType known) __attribute__((always_inline)) {
-    for (int u = 0; u < kPairs; ++u) {
-      Vector a, b;
-      const char* p = source + u * kPair * size;
-      if (whole)
-        DoubleOps::load_pair(known, p, a, b);
-      else
-        load_pair_part(known, p, count - u * kPair, a, b);
-      visit(u, a, b);
-    }
-  };
-  switch (type) {
-    case DType::f32:
-      run(DType::f32);
-      break;
-    case DType::f16:
-      run(DType::f16);
-      break;
-    case DType::bf16:
-      run(DType::bf16);
-      break;
-    default:
-      run(DType::f64);
-  }
+  with_type(type, [&](auto known) __attribute__((always_inline)) {
+    constexpr int bytes = kStep * item_size(static_cast<DType>(known.value));
+    if (whole)
+      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(source + ahead * size + line);
+    visit(known, source);
+  });
 }
 
+// Stores a step of sums of output k.
 template <bool whole, bool stream>
-RATFAST_INLINE void store_sums(const MixSegment& segment, int k, std::int64_t index, int pair,
-                               std::int64_t count, Vector a, Vector b, DoubleOps::Flags& flags) {
-  const DType type = segment.output_types[k];
-  char* p = static_cast<char*>(segment.outputs[k]) + (index + pair * kPair) * item_size(type);
-  const Vector limit = DoubleOps::all(finite_limit(type));
-  flags = DoubleOps::flag(DoubleOps::flag(flags, a, limit), b, limit);
-  if (whole)
-    DoubleOps::store_pair<stream>(type, p, a, b);
-  else
-    store_pair_part(type, p, count - pair * kPair, a, b);
+RATFAST_INLINE void store_sums(const MixSegment& segment, int k, std::int64_t index, std::int64_t count,
+                               const Vector* sums, DoubleOps::Flags& flags) {
+  with_type(segment.output_types[k], [&](auto known) __attribute__((always_inline)) {
+    constexpr DType type = static_cast<DType>(known.value);
+    char* p = static_cast<char*>(segment.outputs[k]) + index * item_size(type);
+    const Vector limit = DoubleOps::all(finite_limit(type));
+    for (int i = 0; i < kVectors; ++i) flags = DoubleOps::flag(flags, sums[i], limit);
+    for (int u = 0; u < kPairs; ++u, p += kPair * item_size(type)) {
+      if (whole)
+        DoubleOps::store_pair<stream>(type, p, sums[2 * u], sums[2 * u + 1]);
+      else
+        store_pair_part(type, p, count - u * kPair, sums[2 * u], sums[2 * u + 1]);
+    }
+  });
 }
 
-// One output: the sums of a step stay in registers over all sources.
+// One output: the sums of a block are held in memory between a few sources and the next few. Elements of 16
+// bits become floats in memory first: vectors of doubles are quicker made of floats in memory than of the
+// halves of a register. Since all sources have been read by then, the output may be a source.
 template <bool whole, bool stream>
 RATFAST_INLINE void mix_one(const MixSegment& segment, std::int64_t index, std::int64_t count,
                             const MixWeights& weights, DoubleOps::Flags& flags) {
-  Vector sums[kPairs][2];
-  for (int u = 0; u < kPairs; ++u) sums[u][0] = sums[u][1] = DoubleOps::all(0);
-  for (int n = 0; n < weights.sources; ++n) {
-    const Vector weight = DoubleOps::all(weights.values[n]);
-    visit_source<whole>(segment, n, index, count,
-                        [&](int u, Vector a, Vector b) __attribute__((always_inline)) {
-                          sums[u][0] = DoubleOps::add(sums[u][0], DoubleOps::mul(a, weight));
-                          sums[u][1] = DoubleOps::add(sums[u][1], DoubleOps::mul(b, weight));
-                        });
+  Vector block[kSumBlock / DoubleOps::width];
+  for (int first = 0; first < weights.sources; first += kSourcesAtOnce) {
+    const int last = first + kSourcesAtOnce < weights.sources ? first + kSourcesAtOnce : weights.sources;
+    for (std::int64_t at = 0; at < count; at += kStep) {
+      Vector* held = block + at / DoubleOps::width;
+      Vector sums[kVectors];
+      for (int i = 0; i < kVectors; ++i) sums[i] = first > 0 ? held[i] : DoubleOps::all(0);
+      for (int n = first; n < last; ++n) {
+        const Vector weight = DoubleOps::all(weights.values[n]);
+        const auto add = [&](auto known, const char* source) __attribute__((always_inline)) {
+          constexpr DType type = static_cast<DType>(known.value);
+          constexpr DType wide = type == DType::f64 ? DType::f64 : DType::f32;
+          alignas(64) char values[kStep * item_size(wide)];
+          if (!whole || type != wide) {
+            widen<whole, type>(source, count - at, wide, values);
+            source = values;
+          }
+          for (int i = 0; i < kVectors; ++i) {
+            const Vector v = DoubleOps::load(wide, source + i * DoubleOps::width * item_size(wide));
+            sums[i] = DoubleOps::add(sums[i], DoubleOps::mul(v, weight));
+          }
+        };
+        visit_source<whole>(segment, n, index + at, kSumBlock, add);
+      }
+      for (int i = 0; i < kVectors; ++i) held[i] = sums[i];
+    }
   }
-  for (int u = 0; u < kPairs; ++u)
-    store_sums<whole, stream>(segment, 0, index, u, count, sums[u][0], sums[u][1], flags);
+  for (std::int64_t at = 0; at < count; at += kStep)
+    store_sums<whole, stream>(segment, 0, index + at, count - at, block + at / DoubleOps::width, flags);
 }
 
-// Several outputs: a step of every source is converted once, into the scratch, which stays in the first
-// cache; then sums are made of as many outputs at a time as registers hold. Since all sources have been read
-// by then, an output may be a source.
-template <bool whole, bool stream>
+// Several outputs: a block of every source is copied once, as `wide`, into the scratch, which stays in the
+// first cache whatever the sources' addresses; then sums are made of as many outputs at a time as registers
+// hold. Since all sources have been read by then, an output may be a source.
+template <bool whole, bool stream, DType wide>
 RATFAST_INLINE void mix_many(const MixSegment& segment, std::int64_t index, std::int64_t count,
                              const MixWeights& weights, DoubleOps::Flags& flags) {
-  constexpr int width = DoubleOps::width;
-  const auto at = [](const double* p) { return reinterpret_cast<const char*>(p); };
+  constexpr int bytes = DoubleOps::width * item_size(wide);
+  char* scratch = reinterpret_cast<char*>(weights.scratch);
+  const std::int64_t steps = (count + kStep - 1) / kStep;
+  const std::int64_t stride = steps * kVectors * bytes;
   for (int n = 0; n < weights.sources; ++n) {
-    double* values = weights.scratch + n * kStep;
-    visit_source<whole>(
-        segment, n, index, count, [&](int u, Vector a, Vector b) __attribute__((always_inline)) {
-          DoubleOps::store_pair<false>(DType::f64, reinterpret_cast<char*>(values + u * kPair), a, b);
-        });
+    for (std::int64_t step = 0; step < steps; ++step) {
+      const std::int64_t at = step * kStep;
+      const auto copy = [&](auto known, const char* source) __attribute__((always_inline)) {
+        widen<whole, static_cast<DType>(known.value)>(source, count - at, wide,
+                                                      scratch + n * stride + step * kVectors * bytes);
+      };
+      visit_source<whole>(segment, n, index + at, static_cast<int>(count), copy);
+    }
   }
-  const auto run = [&](int k, auto outputs) __attribute__((always_inline)) {
+  const auto run = [&](std::int64_t step, int k, auto outputs) __attribute__((always_inline)) {
+    const std::int64_t at = step * kStep;
     // Whole lines of an output are written at a time: halves, taking turns, would reach the memory as halves.
-    alignas(64) double staged[outputs.value * kStep];
-    for (int u = 0; u < kPairs; ++u) {
+    Vector staged[outputs.value][kVectors];
+    for (int i = 0; i < kVectors; i += 2) {
       Vector sums[outputs.value][2];
       for (int j = 0; j < outputs.value; ++j) sums[j][0] = sums[j][1] = DoubleOps::all(0);
-      const double* values = weights.scratch + u * kPair;
+      const char* values = scratch + (step * kVectors + i) * bytes;
       const double* row = weights.values + k;
-      for (int n = 0; n < weights.sources; ++n, values += kStep, row += weights.outputs) {
-        const Vector a = DoubleOps::load(DType::f64, at(values));
-        const Vector b = DoubleOps::load(DType::f64, at(values + width));
+      for (int n = 0; n < weights.sources; ++n, values += stride, row += weights.outputs) {
+        const Vector a = DoubleOps::load(wide, values);
+        const Vector b = DoubleOps::load(wide, values + bytes);
         for (int j = 0; j < outputs.value; ++j) {
           const Vector weight = DoubleOps::all(row[j]);
           sums[j][0] = DoubleOps::add(sums[j][0], DoubleOps::mul(a, weight));
           sums[j][1] = DoubleOps::add(sums[j][1], DoubleOps::mul(b, weight));
         }
       }
-      for (int j = 0; j < outputs.value; ++j)
-        DoubleOps::store_pair<false>(DType::f64, reinterpret_cast<char*>(staged + j * kStep + u * kPair),
-                                     sums[j][0], sums[j][1]);
-    }
-    for (int j = 0; j < outputs.value; ++j) {
-      for (int u = 0; u < kPairs; ++u) {
-        const double* values = staged + j * kStep + u * kPair;
-        store_sums<whole, stream>(segment, k + j, index, u, count, DoubleOps::load(DType::f64, at(values)),
-                                  DoubleOps::load(DType::f64, at(values + width)), flags);
+      for (int j = 0; j < outputs.value; ++j) {
+        staged[j][i] = sums[j][0];
+        staged[j][i + 1] = sums[j][1];
       }
     }
+    for (int j = 0; j < outputs.value; ++j)
+      store_sums<whole, stream>(segment, k + j, index + at, count - at, staged[j], flags);
     return k + outputs.value;
   };
-  int k = 0;
-  while (k + kMostOutputsAtOnce <= weights.outputs) k = run(k, Number<kMostOutputsAtOnce>{});
-  if (kMostOutputsAtOnce > 4 && k + 4 <= weights.outputs) k = run(k, Number<4>{});
-  if (k + 2 <= weights.outputs) k = run(k, Number<2>{});
-  if (k < weights.outputs) run(k, Number<1>{});
-}
-
-template <bool stream, bool many>
-std::int64_t mix_whole_steps(const MixSegment& segment, std::int64_t index, std::int64_t end,
-                             const MixWeights& weights, DoubleOps::Flags& flags) {
-  for (; index + kStep <= end; index += kStep) {
-    if (many)
-      mix_many<true, stream>(segment, index, kStep, weights, flags);
-    else
-      mix_one<true, stream>(segment, index, kStep, weights, flags);
+  for (std::int64_t step = 0; step < steps; ++step) {
+    int k = 0;
+    while (k + kMostOutputsAtOnce <= weights.outputs) k = run(step, k, Number<kMostOutputsAtOnce>{});
+    if (kMostOutputsAtOnce > 4 && k + 4 <= weights.outputs) k = run(step, k, Number<4>{});
+    if (k + 2 <= weights.outputs) k = run(step, k, Number<2>{});
+    if (k < weights.outputs) run(step, k, Number<1>{});
   }
-  return index;
 }
 
-// Elements from `begin` to the first one where all outputs lie on a line of 64 bytes, or -1 if there is none
-// within a step.
+// How a segment is mixed: one output, or several from copies that are floats or doubles.
+enum class Loop { one, many, many_double };
+
+// Mixes [index, end) block by block. If `whole`, that is a multiple of kStep.
+template <bool whole, bool stream, Loop loop>
+RATFAST_INLINE void mix_blocks(const MixSegment& segment, std::int64_t index, std::int64_t end,
+                               const MixWeights& weights, DoubleOps::Flags& flags) {
+  constexpr DType wide = loop == Loop::many_double ? DType::f64 : DType::f32;
+  const int fitting = kScratchBytes / item_size(wide) / (weights.sources > 0 ? weights.sources : 1);
+  const int few = fitting < kStep ? kStep : fitting < kLongestBlock ? fitting / kStep * kStep : kLongestBlock;
+  const int block = loop == Loop::one ? kSumBlock : few;
+  DoubleOps::Flags seen = flags;  // a copy that no store can alias
+  for (; index < end; index += block) {
+    const std::int64_t count = end - index < block ? end - index : block;
+    if constexpr (loop == Loop::one)
+      mix_one<whole, stream>(segment, index, count, weights, seen);
+    else
+      mix_many<whole, stream, wide>(segment, index, count, weights, seen);
+  }
+  flags = seen;
+}
+
+// Elements from `begin` to the first one where all outputs lie on a line of 64 bytes, or -1 if there is none.
 std::int64_t to_aligned(const MixSegment& segment, std::int64_t begin, int outputs) {
-  for (std::int64_t skip = 0; skip < kLongestStep; ++skip) {
+  for (std::int64_t skip = 0; skip < 64; ++skip) {
     bool aligned = true;
     for (int k = 0; k < outputs; ++k) {
       const auto address = reinterpret_cast<std::uintptr_t>(segment.outputs[k]) +
@@ -183,33 +241,33 @@ std::int64_t to_aligned(const MixSegment& segment, std::int64_t begin, int outpu
   return -1;
 }
 
-bool mix(const MixSegment& segment, std::int64_t begin, std::int64_t end, const MixWeights& given) {
+template <Loop loop>
+bool mix_segment(const MixSegment& segment, std::int64_t begin, std::int64_t end, const MixWeights& given) {
   const MixWeights weights = given;  // a copy that no store can alias
-  const bool many = weights.outputs > 1;
   DoubleOps::Flags flags = DoubleOps::no_flags();
-  const auto parts = [&](std::int64_t index, std::int64_t until) {
-    for (; index < until; index += kStep) {
-      const std::int64_t count = until - index < kStep ? until - index : kStep;
-      if (many)
-        mix_many<false, false>(segment, index, count, weights, flags);
-      else
-        mix_one<false, false>(segment, index, count, weights, flags);
-    }
-  };
-  std::int64_t index = begin;
   const std::int64_t skip = weights.stream ? to_aligned(segment, begin, weights.outputs) : -1;
-  if (skip >= 0 && begin + skip + kStep <= end) {
-    parts(begin, begin + skip);
-    index = begin + skip;
-    index = many ? mix_whole_steps<true, true>(segment, index, end, weights, flags)
-                 : mix_whole_steps<true, false>(segment, index, end, weights, flags);
+  const bool stream = skip >= 0 && begin + skip + kStep <= end;
+  const std::int64_t from = stream ? begin + skip : begin;
+  const std::int64_t until = from + (end - from) / kStep * kStep;
+  mix_blocks<false, false, loop>(segment, begin, from, weights, flags);
+  if (stream) {
+    mix_blocks<true, true, loop>(segment, from, until, weights, flags);
 #if defined(__SSE2__)
     __builtin_ia32_sfence();
 #endif
   } else {
-    index = many ? mix_whole_steps<false, true>(segment, index, end, weights, flags)
-                 : mix_whole_steps<false, false>(segment, index, end, weights, flags);
+    mix_blocks<true, false, loop>(segment, from, until, weights, flags);
   }
-  parts(index, end);
+  mix_blocks<false, false, loop>(segment, until, end, weights, flags);
   return !DoubleOps::flagged(flags);
+}
+
+bool mix(const MixSegment& segment, std::int64_t begin, std::int64_t end, const MixWeights& weights) {
+  // From so many outputs on, converting every time would cost more than the longer copies.
+  constexpr int kOutputsFromDoubles = 3;
+  if (weights.outputs == 1) return mix_segment<Loop::one>(segment, begin, end, weights);
+  bool doubles = weights.outputs >= kOutputsFromDoubles;
+  for (int n = 0; n < weights.sources; ++n) doubles = doubles || segment.source_types[n] == DType::f64;
+  if (doubles) return mix_segment<Loop::many_double>(segment, begin, end, weights);
+  return mix_segment<Loop::many>(segment, begin, end, weights);
 }

@@ -41,10 +41,14 @@ bool mix(const std::vector<MixSegment>& segments, int outputs, int sources, cons
 
   parallel_for(elements.total(), std::max<std::int64_t>(1024, kGrain / (sources + outputs)),
                [&](std::int64_t from, std::int64_t until) {
-                 std::vector<double> scratch(static_cast<std::size_t>(sources) * kLongestStep);
+                 struct alignas(64) Line {
+                   double values[8];
+                 };
+                 std::vector<Line> scratch(static_cast<std::size_t>(sources) * kLongestBlock / 8);
                  elements.visit(from, until, [&](std::size_t t, std::int64_t begin, std::int64_t end) {
                    if (!loops.mix(segments[t], begin, end,
-                                  {transposed.data(), outputs, sources, scratch.data(), stream[t] != 0}))
+                                  {transposed.data(), outputs, sources,
+                                   scratch.empty() ? nullptr : scratch[0].values, stream[t] != 0}))
                      finite.store(false, std::memory_order_relaxed);
                  });
                });

@@ -10,8 +10,13 @@ RATFAST_INLINE __m128i round_to_bf16(__m256 v) {
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 
-RATFAST_INLINE __m256 from_bf16(__m128i bits) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+RATFAST_INLINE __m256 load_bf16(const char* p) {
+  // Each half of the register takes four of the eight into the upper halves of its floats: one shuffle in
+  // all.
+  const __m128i low = _mm_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7);
+  const __m128i high = _mm_setr_epi8(-1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(twice, _mm256_set_m128i(high, low)));
 }
 
 struct FloatOps {
@@ -29,8 +34,8 @@ struct FloatOps {
   }
   RATFAST_INLINE V load(DType type, const char* p) {
     if (type == DType::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return type == DType::f16 ? _mm256_cvtph_ps(half) : from_bf16(half);
+    if (type == DType::bf16) return load_bf16(p);
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   template <bool stream>
   RATFAST_INLINE void store(DType type, char* p, V v) {
@@ -88,9 +93,10 @@ struct DoubleOps {
   }
   // Two vectors of consecutive elements.
   RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
-    if (type == DType::f64) {
+    if (type == DType::f64 || type == DType::f32) {
+      // From memory, halves come without a shuffle.
       a = load(type, p);
-      b = load(type, p + 32);
+      b = load(type, p + 4 * item_size(type));
       return;
     }
     const __m256 singles = FloatOps::load(type, p);
