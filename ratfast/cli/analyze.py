@@ -14,9 +14,12 @@ from ratfast.cli.context import CONTEXT
 _MOST_COLUMNS = 12  # of a matrix on a screen
 
 
-@click.group(context_settings=CONTEXT)
-def analyze() -> None:
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.pass_context
+def analyze(ctx: click.Context) -> None:
     """Analyse checkpoints of one architecture."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @analyze.command(context_settings=CONTEXT)

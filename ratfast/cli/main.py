@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -98,6 +99,7 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+        warnings.showwarning = _show_warning
         arguments = list(sys.argv[1:] if args is None else args)
         # Not `Command.main`, which would print an empty line of its own on an interruption.
         with load().make_context(prog, arguments) as ctx:
@@ -130,6 +132,12 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
+
+
+def _show_warning(message: Warning | str, *where: object, **others: object) -> None:
+    """A warning as the user of a command reads it: a line without the place in the code."""
+    with contextlib.suppress(OSError):
+        print(f"ratfast: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def _usage_sentence(error: click.UsageError) -> str:

@@ -90,10 +90,11 @@ def test_help_imports_no_subcommand():
     assert all(name in result.stdout for name in ("average", "evaluate", "info"))
 
 
-def test_no_arguments_show_help():
-    result = run("main")
-    assert result.returncode == 0
-    assert result.stdout.startswith("Usage: ratfast")
+@pytest.mark.parametrize(("args", "start"), [([], "Usage: ratfast"), (["analyze"], "Usage: ratfast analyze")])
+def test_no_arguments_show_help(args, start):
+    result = run("main", *args)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(start)
 
 
 @pytest.mark.parametrize(("entry", "name"), [("main", "ratfast"), ("train", "ratfast-train")])
