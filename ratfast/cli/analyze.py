@@ -34,8 +34,8 @@ def analyze(ctx: click.Context) -> None:
 def distances(checkpoints: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """Show norms, distances, angles and locality of checkpoints, and whether they can be averaged.
 
-    Buffers are left out. A warning says where two checkpoints are as far apart as independent networks are, so that
-    they seem not to come from one pre-training.
+    Each CHECKPOINT is a file, a folder of files, or a pattern. Buffers are left out. A warning says where two
+    checkpoints are as far apart as independent networks are, so that they seem not to come from one pre-training.
     """
     found = distances_of_files(checkpoints, base)
     if as_json:

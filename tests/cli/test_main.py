@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 
 import click
 import pytest
@@ -138,6 +139,16 @@ def test_done_is_0(monkeypatch, capsys):
 def test_input_error_is_2(monkeypatch, capsys):
     code, _, err = outcome(monkeypatch, capsys, raising(InputError("x.pt is\nnot a file")))
     assert (code, err) == (2, "ratfast: x.pt is not a file\n")
+
+
+def test_a_warning_is_one_line_once(monkeypatch, capsys):
+    def body():
+        warnings.warn("models\ndiffer", stacklevel=1)
+        warnings.warn("models\ndiffer", stacklevel=1)
+        warnings.warn("slow", RuntimeWarning, stacklevel=1)
+
+    err = "ratfast: warning: models differ\nratfast: warning: slow\n"
+    assert outcome(monkeypatch, capsys, body) == (0, "", err)
 
 
 def test_click_exception_is_1(monkeypatch, capsys):
