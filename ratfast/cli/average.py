@@ -189,6 +189,7 @@ def _combine(
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'.")
     method = method or ("weighted" if "weights" in given or "weights_for" in given else "uniform")
+    method = method.replace("_", "-")
     paths = [str(path) for path in find_checkpoints(checkpoints)]
     if method == GREEDY:
         return greedy(paths, output, given, buffers, dtype)
@@ -221,7 +222,7 @@ def _configured(config: str, output: str, buffers: str, dtype: str | None) -> Wr
 
 def _options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method, as the functions in `ratfast.averaging.methods` take them."""
-    if method.replace("_", "-") not in METHODS:
+    if method not in METHODS:
         known = ", ".join([*METHODS, *SELECTIONS, GREEDY])
         raise InputError(f"there is no method {method!r}, expected one of {known}")
     known = (*method_options(method), *(("fisher",) if method == "fisher" else ()))

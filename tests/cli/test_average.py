@@ -223,6 +223,14 @@ def test_help_names_the_methods_that_take_an_option(option):
     assert set(named) == {method for method in METHODS if option in method_options(method)}
 
 
+@pytest.mark.parametrize("arguments", [["top_k", "--scores", "1,2,3"], ["moving_average"], ["dare_ties"]])
+def test_an_underscore_stands_for_the_hyphen(files, tmp_path, arguments):
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--buffers", "keep", "--method", *arguments, *files)
+    assert result.exit_code == 0, result.output
+    assert checkpoints.read_metadata(out)["method"] == arguments[0].replace("_", "-")
+
+
 def test_no_option_is_ignored_beside_again(files, tmp_path):
     out = tmp_path / "out.safetensors"
     assert run("-o", out, "--buffers", "keep", *files).exit_code == 0
