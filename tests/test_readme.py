@@ -1,21 +1,64 @@
-"""The README's Python runs as it stands there."""
+"""The README's Python runs as it stands there, and its commands are spelled right."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+import torch
+
+import ratfast
+from ratfast.cli.main import group
 
 README = Path(__file__).parents[1] / "README.md"
 
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="the tests are not in a source tree")
 
-@pytest.mark.skipif(not README.is_file(), reason="the tests are not in a source tree")
-def test_the_engines_alone() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(index: int) -> dict:
     names: dict = {}
-    exec(blocks[1], names)
-    assert names["stock"].keys() == names["models"][0].state_dict().keys()
-    exec(blocks[0], names)
+    exec(blocks("python")[index], names)
+    return names
+
+
+def test_the_engines_alone() -> None:
+    names = run(0)
     members = [names["model"], *names["others"]]
     expected = sum(member.state_dict()["conv1.weight"].double() for member in members) / len(members)
     assert (names["soup"]["conv1.weight"] - expected).abs().max() < 1e-6
+
+
+def test_averaging() -> None:
+    names = run(1)
+    one, two, three = (model.weight.detach().double() for model in names["models"])
+    torch.testing.assert_close(names["mean"]["weight"].double(), (one + two + three) / 3)
+    torch.testing.assert_close(names["task"]["weight"].double(), two + three - one)
+    members = [names["models"][index].state_dict() for index in names["greedy"].members]
+    torch.testing.assert_close(names["chosen"], ratfast.average(members))
+    assert names["stock"].keys() == names["models"][0].state_dict().keys()
+
+
+def test_averaging_along_a_run() -> None:
+    names = run(2)
+    for averaged in (names["swa"].module, names["ema"].module):
+        torch.testing.assert_close(averaged.weight, names["model"].weight)
+    assert len(blocks("python")) == 3
+
+
+def commands() -> list[list[str]]:
+    lines = "".join(blocks("console")).splitlines() if README.is_file() else []
+    return [shlex.split(line[2:], comments=True)[1:] for line in lines if line.startswith("$ ratfast ")]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_understood(words: list[str]) -> None:
+    """Names of options and subcommands; the files are not there."""
+    command: click.Command = group
+    while isinstance(command, click.Group):
+        name, command, words = command.resolve_command(click.Context(command), words)
+    command.make_context(name, words)

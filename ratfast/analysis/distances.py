@@ -17,7 +17,7 @@ import numpy as np
 
 from ratfast.averaging.file_pool import decode
 from ratfast.averaging.rules import check_layouts
-from ratfast.checkpoints import Checkpoint, open_checkpoint
+from ratfast.checkpoints import Checkpoint, find_checkpoints, open_checkpoint
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -142,11 +142,15 @@ def distances_of_files(
 ) -> Geometry:
     """The geometry of checkpoint files; with a base, that file is the last of the models.
 
+    Args:
+        paths: files, folders and patterns, as `find_checkpoints` takes them.
+        base: a file.
+
     Raises:
         InputError: there are fewer than two files, one cannot be read, they do not fit together, they have no
             parameters, or one holds numbers that are not finite.
     """
-    files = [*paths] if base is None else [*paths, base]
+    files = [*find_checkpoints(paths), *([] if base is None else [base])]
     if len(files) < 2:
         raise InputError("one checkpoint alone has no distances, expected at least two")
     labels = [os.fspath(path) for path in files]

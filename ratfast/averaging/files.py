@@ -272,6 +272,7 @@ class _Job:
         models = [read_metadata(path).get("model") for path in self.paths]
         combination, outputs, notes = self._plan(pool, output, only, models)
         results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
+        pool.check_finite(results, combination)
         with Hashing([open_checkpoint(path) for path in files]) as hashing:
             digests = hashing.digests()
         for k, (path, tensors) in enumerate(zip(outputs, results, strict=True)):

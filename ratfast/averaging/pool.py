@@ -15,7 +15,7 @@ from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
 from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
-from ratfast.averaging.rules import check_buffers, check_weights
+from ratfast.averaging.rules import check_buffers, check_weights, not_finite
 from ratfast.averaging.sections import Section, sections
 from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import MappedFile, is_safetensors, read_header
@@ -196,6 +196,21 @@ class Pool:
         for result, weights in zip(results, combination.weights, strict=True):
             self._fill(result, weights)
         return [self._with_aliases(result) for result in results]
+
+    def check_finite(self, results: Sequence[Mapping[str, Tensor]], combination: Combination) -> None:
+        """Checks the outputs of `combine`.
+
+        Raises:
+            InputError: one is not finite; names the tensor, and the model that is the reason.
+        """
+        for name in self._summed:
+            finite = torch.stack([result[name].isfinite() for result in results]).all(0)
+            if finite.all():
+                continue
+            for n in combination.models(combination.step(name)):
+                if not _view(self._rows[n], self.layout[name])[~finite].isfinite().all():
+                    raise not_finite(name, self.names[n], None)
+            raise not_finite(name, None, dtype_name(name, results[0][name]))
 
     def views(self, row: Tensor) -> dict[str, Tensor]:
         """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""

@@ -149,7 +149,7 @@ def greedy_soup(
 
     Raises:
         InputError: `order` is not a list of different models of the pool, `scores` are not one number for each
-            model, both are given, or no score is a number.
+            model, both are given, `evaluate` returns no number, or no score is one (but NaN).
     """
     row = pool.new_row()
     alone: dict[int, float] = {}
@@ -223,7 +223,13 @@ def _score(
     candidate = pool.sections_of(row)
     ops.mix_([candidate] if new_total is None else [new_total, candidate], sources, weights)
     pool.fill_kept(row, _weights(len(pool), members))
-    score = float(evaluate(pool.views(row)))
+    value = evaluate(pool.views(row))
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the function that evaluates a soup returned {value!r}, expected a number"
+        ) from None
     return -math.inf if math.isnan(score) else score
 
 

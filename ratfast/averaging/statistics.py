@@ -67,9 +67,10 @@ def warn_if_statistics_differ(models: Sequence[Statistics], labels: Sequence[str
     if worst is None:
         return
     others = f" and {worst.count - 1} more" if worst.count > 1 else ""
+    by = f"by up to {worst.distance:.2g} of its largest value" if math.isfinite(worst.distance) else "most"
     warnings.warn(
         f"the average keeps the batch-norm statistics of {labels[0]}, but those of the models differ: "
-        f"{worst.name!r}{others}, by up to {worst.distance:.2g} of its largest value in {labels[worst.model]}; "
+        f"{worst.name!r}{others}, {by} in {labels[worst.model]}; "
         "ratfast.averaging.recompute_batch_norm(model, loader) computes those of the average",
         stacklevel=3,
     )

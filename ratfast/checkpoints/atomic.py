@@ -32,6 +32,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         InputError: the folder does not exist or may not be written to, or `path` is not an ordinary file.
         OSError: the file could not be written, such as on a full disk; names `path`.
     """
+    if not os.fspath(path):
+        raise InputError("the name of the file to write is empty")
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise InputError(f"{path} is not an ordinary file, so it cannot be replaced by a checkpoint")

@@ -32,13 +32,15 @@ def find_checkpoints(patterns: str | os.PathLike[str] | Iterable[str | os.PathLi
         The files; one that is meant twice is there twice.
 
     Raises:
-        InputError: a name matches nothing, or a folder holds no checkpoint.
+        InputError: a name is empty or matches nothing, or a folder holds no checkpoint.
     """
     names = [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns
     return [path for name in names for path in _find(name)]
 
 
 def _find(name: str | os.PathLike[str]) -> list[Path]:
+    if not os.fspath(name):  # which pathlib takes for the working directory
+        raise InputError("the name of a checkpoint is empty, expected a file, a folder or a pattern")
     path = Path(name)
     if path.is_dir():
         return _in_folder(path)

@@ -14,9 +14,12 @@ from ratfast.cli.context import CONTEXT
 _MOST_COLUMNS = 12  # of a matrix on a screen
 
 
-@click.group(context_settings=CONTEXT)
-def analyze() -> None:
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.pass_context
+def analyze(ctx: click.Context) -> None:
     """Analyse checkpoints of one architecture."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @analyze.command(context_settings=CONTEXT)
@@ -31,8 +34,8 @@ def analyze() -> None:
 def distances(checkpoints: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """Show norms, distances, angles and locality of checkpoints, and whether they can be averaged.
 
-    Buffers are left out. A warning says where two checkpoints are as far apart as independent networks are, so that
-    they seem not to come from one pre-training.
+    Each CHECKPOINT is a file, a folder of files, or a pattern. Buffers are left out. A warning says where two
+    checkpoints are as far apart as independent networks are, so that they seem not to come from one pre-training.
     """
     found = distances_of_files(checkpoints, base)
     if as_json:

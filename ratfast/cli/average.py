@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ratfast.averaging.files import Written, again, average_files, merge_files
 from ratfast.averaging.mergekit import read_mergekit
@@ -26,21 +27,16 @@ from ratfast.errors import InputError
 _LARGE = 1 << 30  # bytes of input from which progress is shown
 
 _SECTIONS = {
-    "Weighted sums (uniform, weighted, wise-ft, path, task-arithmetic, fusing)": (
+    "Weights and places": (
         "weights",
         "weights_for",
         "alpha",
         "points",
         "spread_by",
     ),
-    "Task vectors (wise-ft, task-arithmetic, model-stock, ties, dare-linear, dare-ties)": (
-        "base",
-        "scale",
-        "density",
-        "seed",
-    ),
-    "Angles and tensors (slerp, model-stock, ties)": ("per_tensor",),
-    "Fisher-weighted averaging (fisher)": ("fisher",),
+    "Task vectors": ("base", "scale", "density", "seed"),
+    "Angles and tensors": ("per_tensor",),
+    "Fisher-weighted averaging": ("fisher",),
 }
 
 
@@ -91,7 +87,7 @@ class _Grouped(click.Command):
     "made",
     type=click.Path(),
     metavar="FILE",
-    help="Make an average once more, as its metadata say, if the inputs have not changed; takes no CHECKPOINT.",
+    help="Make an average once more, as its metadata say, if the inputs are unchanged; takes no other option but -o.",
 )
 @click.option(
     "--config",
@@ -102,7 +98,8 @@ class _Grouped(click.Command):
 @click.option(
     "--weights",
     metavar="W1,W2,...",
-    help="A number for each checkpoint, the base left out; need not sum to 1.",
+    help="weighted, task-arithmetic, ties, dare, fisher, geometric: a number for each checkpoint, the base left out; "
+    "need not sum to 1.",
 )
 @click.option(
     "--weights-for",
@@ -114,7 +111,10 @@ class _Grouped(click.Command):
 @click.option("--points", type=int, help="path: how many files, the first and last checkpoint included.")
 @click.option("--spread-by", type=float, help="fusing: range of the exponent of the random coefficients.")
 @click.option(
-    "--base", type=click.Path(), metavar="FILE", help="The pre-trained checkpoint; else the first one."
+    "--base",
+    type=click.Path(),
+    metavar="FILE",
+    help="wise-ft, task-arithmetic, model-stock, ties, dare: the pre-trained checkpoint; else the first one.",
 )
 @click.option("--scale", type=float, help="task-arithmetic, ties, dare: factor of the merged task vector.")
 @click.option("--density", type=float, help="ties, dare: share of each task vector that is kept.")
@@ -129,7 +129,7 @@ class _Grouped(click.Command):
     multiple=True,
     type=click.Path(),
     metavar="FILE",
-    help="A Fisher diagonal; one for each checkpoint.",
+    help="fisher: a Fisher diagonal; one for each checkpoint.",
 )
 def average(
     checkpoints: tuple[str, ...],
@@ -153,10 +153,10 @@ def average(
     given = {name: value for name, value in values.items() if value is not None and value != ()}
     try:
         if made is not None:
-            if checkpoints or method or dtype or given:
-                raise InputError(
-                    "--again takes the method and the checkpoints from the file, so give no others"
-                )
+            source = click.get_current_context().get_parameter_source("buffers")
+            chosen = source is not ParameterSource.DEFAULT
+            if checkpoints or method or config or dtype or chosen or given:
+                raise InputError("--again takes all but the output from the file, so give nothing else")
             written = again(made, output)
         elif config is not None:
             if checkpoints or method or given:
@@ -189,6 +189,7 @@ def _combine(
     if not checkpoints:
         raise click.UsageError("Missing argument 'CHECKPOINT...'.")
     method = method or ("weighted" if "weights" in given or "weights_for" in given else "uniform")
+    method = method.replace("_", "-")
     paths = [str(path) for path in find_checkpoints(checkpoints)]
     if method == GREEDY:
         return greedy(paths, output, given, buffers, dtype)
@@ -221,6 +222,9 @@ def _configured(config: str, output: str, buffers: str, dtype: str | None) -> Wr
 
 def _options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method, as the functions in `ratfast.averaging.methods` take them."""
+    if method not in METHODS:
+        known = ", ".join([*METHODS, *SELECTIONS, GREEDY])
+        raise InputError(f"there is no method {method!r}, expected one of {known}")
     known = (*method_options(method), *(("fisher",) if method == "fisher" else ()))
     for name in given:
         if name not in known:

@@ -45,7 +45,9 @@ def convert(source: str, output: str, key: str | None, dtype: str | None) -> Non
         )
     click.echo(f"wrote {output}: {tensors} tensors, {nbytes / 1e6:.1f} MB")
     if left_out:
-        click.echo(f"left out, as they are no part of the state dict: {', '.join(left_out)}", err=True)
+        click.echo(
+            f"ratfast: left out, as they are no part of the state dict: {', '.join(left_out)}", err=True
+        )
 
 
 def _to_torch(source: str, output: str, key: str | None, dtype: str | None) -> tuple[int, int, list[str]]:
@@ -61,6 +63,11 @@ def _to_torch(source: str, output: str, key: str | None, dtype: str | None) -> t
             distinct[name] = distinct[name].to(getattr(torch, dtype))
     state = {name: distinct[checkpoint.aliases.get(name, name)] for name in checkpoint.names}
     with atomic_file(output) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # what torch raises over it says nothing of the disk
+                raise error.__context__ from None
+            raise
     nbytes = sum(distinct[name].nbytes for name in checkpoint.layout.names)
     return len(checkpoint.layout), nbytes, [*checkpoint.metadata, *checkpoint.left_out]

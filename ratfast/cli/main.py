@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -98,6 +99,7 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+        warnings.showwarning = _warning_printer()
         arguments = list(sys.argv[1:] if args is None else args)
         # Not `Command.main`, which would print an empty line of its own on an interruption.
         with load().make_context(prog, arguments) as ctx:
@@ -130,6 +132,20 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
+
+
+def _warning_printer() -> Callable[..., None]:
+    """Shows warnings as the user of a command reads them: each text once, in a line without the place in the code."""
+    shown = set()
+
+    def show(message: Warning | str, *where: object, **others: object) -> None:
+        line = f"ratfast: warning: {' '.join(str(message).split())}"
+        if line not in shown:
+            shown.add(line)
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
+
+    return show
 
 
 def _usage_sentence(error: click.UsageError) -> str:

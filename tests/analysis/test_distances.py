@@ -103,6 +103,13 @@ def test_files(tmp_path, kinds):
     assert found.from_reference[-1] == 0 and (found.cosines[-1] == 0).all()
 
 
+def test_folders_and_patterns(tmp_path):
+    paths = saved(tmp_path, [{"w": torch.full((2, 2), float(n))} for n in range(3)])
+    expected = distances_of_files(paths)
+    for names in ([tmp_path], [f"{tmp_path}/*"]):
+        assert distances_of_files(names).to_dict() == expected.to_dict()
+
+
 def test_one_pre_training_or_not(tmp_path):
     """Fine-tunings of one initialisation are related, even hard ones; trainings from scratch are not."""
     torch.manual_seed(2)

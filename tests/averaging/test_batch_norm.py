@@ -172,6 +172,9 @@ def test_warning_names_the_worst():
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "'bn.running_var', by up to 2 of its largest value in c.pt" in message and "of a.pt" in message
+    states[0]["bn.running_mean"] = np.zeros(2)
+    with pytest.warns(UserWarning, match=r"'bn.running_mean' and 1 more, most in b\.pt; "):
+        warn_if_statistics_differ(states, ["a.pt", "b.pt", "c.pt"])
 
 
 def test_no_warning_where_all_agree(recwarn):

@@ -498,7 +498,10 @@ def test_opposite_and_parallel_tensors():
         ratfast.merge([one, {"a": -one["a"], "b": one["b"]}], "slerp")
 
 
-def test_what_is_not_finite_is_named(tmp_path, core):
+@pytest.mark.parametrize("native_code", [True, False])
+def test_what_is_not_finite_is_named(tmp_path, core, monkeypatch, native_code):
+    if not native_code:
+        monkeypatch.setattr("ratfast.native.load_core", lambda: None)
     models = states(3)
     models[1]["conv.bias"][2] = math.nan
     paths = write(tmp_path, models)
@@ -513,6 +516,9 @@ def test_what_is_not_finite_is_named(tmp_path, core):
     with pytest.raises(InputError, match=r"result for 'scale' is not finite: it does not fit float16"):
         merge_files(paths, out, method="weighted", weights=[1, 1, 1], dtype="float16")
     assert out.read_bytes() == b"before"
+    with pytest.raises(InputError, match=r"'conv.bias' of .*1\.safetensors has values that are not finite"):
+        merge_files(write(tmp_path, models), tmp_path / "point.safetensors", method="path", points=3)
+    assert not list(tmp_path.glob("point*"))
     merge_files(write(tmp_path, models), out, method="weighted", weights=[1, 0, 1])  # what counts is finite
 
 

@@ -93,3 +93,8 @@ def test_full_disk(tmp_path):
     assert done.stdout.startswith("OSError") and str(path) in done.stdout
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_an_empty_name():
+    with pytest.raises(InputError, match="name of the file to write is empty"), checkpoints.atomic_file(""):
+        pass

@@ -70,3 +70,10 @@ def test_shards_without_their_index(folder):
     (folder / "model-00001-of-00002.safetensors").touch()
     with pytest.raises(InputError, match="shards of a checkpoint without"):
         names(folder, "")
+
+
+def test_an_empty_name_is_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the name of a checkpoint is empty"):
+        find_checkpoints(["a.safetensors", ""])

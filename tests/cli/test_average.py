@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import ratfast
 from ratfast import InputError, checkpoints
+from ratfast.averaging.methods import METHODS, method_options
 from ratfast.cli.average import average
 from ratfast.cli.selecting import SELECTIONS
 
@@ -197,3 +198,65 @@ def test_selections_plug_in(files, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.exception
     assert torch.equal(checkpoints.load(out)["a"], checkpoints.load(files[-1])["a"])
     assert checkpoints.read_metadata(out)["method"] == "last"
+
+
+STATED = (
+    "weights",
+    "weights_for",
+    "alpha",
+    "points",
+    "spread_by",
+    "base",
+    "scale",
+    "density",
+    "seed",
+    "per_tensor",
+)
+
+
+@pytest.mark.parametrize("option", STATED)
+def test_help_names_the_methods_that_take_an_option(option):
+    text = next(param.help for param in average.params if param.name == option)
+    named = text.partition(": ")[0].split(", ")
+    if "dare" in named:
+        named = [name for name in named if name != "dare"] + ["dare-linear", "dare-ties"]
+    assert set(named) == {method for method in METHODS if option in method_options(method)}
+
+
+@pytest.mark.parametrize("arguments", [["top_k", "--scores", "1,2,3"], ["moving_average"], ["dare_ties"]])
+def test_an_underscore_stands_for_the_hyphen(files, tmp_path, arguments):
+    out = tmp_path / "out.safetensors"
+    result = run("-o", out, "--buffers", "keep", "--method", *arguments, *files)
+    assert result.exit_code == 0, result.output
+    assert checkpoints.read_metadata(out)["method"] == arguments[0].replace("_", "-")
+
+
+def test_no_option_is_ignored_beside_again(files, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert run("-o", out, "--buffers", "keep", *files).exit_code == 0
+    assert run("-o", tmp_path / "copy.safetensors", "--again", out).exit_code == 0
+    for arguments in (["--buffers", "keep"], ["--config", "merge.yaml"], ["--dtype", "float16"], files):
+        result = run("-o", tmp_path / "other.safetensors", "--again", out, *arguments)
+        assert isinstance(result.exception, InputError)
+        assert "--again takes all but the output from the file" in str(result.exception)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_an_unknown_method_shows_all(files, tmp_path):
+    result = run("-o", tmp_path / "out.safetensors", "--method", "tiees", *files)
+    assert isinstance(result.exception, InputError)
+    assert all(name in str(result.exception) for name in ("'tiees'", "ties", "swad", "greedy"))
+
+
+def test_warnings_are_a_line_each(tmp_path):
+    paths = [str(tmp_path / f"{index}.safetensors") for index in range(2)]
+    for index, path in enumerate(paths):
+        checkpoints.save({"bn.running_mean": torch.full((2,), 1.0 + index)}, path)
+    command = [sys.executable, "-c", "from ratfast.cli.main import main; main()", "average"]
+    command += ["--buffers", "keep", "-o", str(tmp_path / "out.safetensors"), *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(
+        f"ratfast: warning: the average keeps the batch-norm statistics of {paths[0]}"
+    )
+    assert done.stderr.count("\n") == 1
+    assert done.stdout.startswith("wrote ")

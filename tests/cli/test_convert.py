@@ -59,7 +59,7 @@ def test_there_and_back(tmp_path):
     torch.save(content, source)
     result = run(source, middle)
     assert result.stdout == f"wrote {middle}: 4 tensors, 0.0 MB\n"
-    assert result.stderr == "left out, as they are no part of the state dict: optimizer\n"
+    assert result.stderr == "ratfast: left out, as they are no part of the state dict: optimizer\n"
     assert_same(middle, STATE)
     note = open_checkpoint(middle).metadata
     assert note["kind"] == "conversion"
@@ -147,3 +147,23 @@ def test_without_torch(tmp_path):
     command = [sys.executable, "-c", code, "convert", str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
+
+
+FULL = """
+import resource, sys
+from ratfast.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # the limit acts as a full disk does
+main(["convert", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
+def test_full_disk(tmp_path, name):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "a.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "a.pt", tmp_path / name],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"ratfast: cannot use {tmp_path / name}: file too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

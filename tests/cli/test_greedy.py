@@ -18,6 +18,10 @@ def broken(state):
     raise KeyError("head")
 
 
+def text(state):
+    return "good"
+
+
 number = 3
 """
 
@@ -71,6 +75,7 @@ def test_the_soup_is_written_with_its_log_and_can_be_made_again(files, tmp_path,
             ["--evaluate", "judge_of_soups:number"],
             "'number', which the module 'judge_of_soups' does not define",
         ),
+        (["--evaluate", "judge_of_soups:text"], "returned 'good', expected a number"),
         (["--evaluate", "judge_of_soups:score", "--weights", "1,2,3"], "takes no --weights"),
         (["--evaluate", "judge_of_soups:score", "--scores", "1,2"], "2 scores were given for 3 models"),
         (["--evaluate", "judge_of_soups:score", "--score-key", "acc"], "has no stored score"),

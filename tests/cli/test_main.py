@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 
 import click
 import pytest
@@ -90,10 +91,11 @@ def test_help_imports_no_subcommand():
     assert all(name in result.stdout for name in ("average", "evaluate", "info"))
 
 
-def test_no_arguments_show_help():
-    result = run("main")
-    assert result.returncode == 0
-    assert result.stdout.startswith("Usage: ratfast")
+@pytest.mark.parametrize(("args", "start"), [([], "Usage: ratfast"), (["analyze"], "Usage: ratfast analyze")])
+def test_no_arguments_show_help(args, start):
+    result = run("main", *args)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(start)
 
 
 @pytest.mark.parametrize(("entry", "name"), [("main", "ratfast"), ("train", "ratfast-train")])
@@ -137,6 +139,16 @@ def test_done_is_0(monkeypatch, capsys):
 def test_input_error_is_2(monkeypatch, capsys):
     code, _, err = outcome(monkeypatch, capsys, raising(InputError("x.pt is\nnot a file")))
     assert (code, err) == (2, "ratfast: x.pt is not a file\n")
+
+
+def test_a_warning_is_one_line_once(monkeypatch, capsys):
+    def body():
+        warnings.warn("models\ndiffer", stacklevel=1)
+        warnings.warn("models\ndiffer", stacklevel=1)
+        warnings.warn("slow", RuntimeWarning, stacklevel=1)
+
+    err = "ratfast: warning: models differ\nratfast: warning: slow\n"
+    assert outcome(monkeypatch, capsys, body) == (0, "", err)
 
 
 def test_click_exception_is_1(monkeypatch, capsys):
