@@ -21,6 +21,7 @@ LEAVES = {"default": []} | (
     if X86
     else {}
 )
+FLAGS = {"sha256_blocks_x86.cpp": ["-mavx", "-msha"] if X86 else []}
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 ROUNDS = {"address": 40, "thread": 12}
 
@@ -49,7 +50,7 @@ def driver(request, tmp_path_factory) -> tuple[Path, int]:
         (CORE / "leaf.cpp", name, [*extra, f"-DRATFAST_LEAF=leaf_{name}"]) for name, extra in LEAVES.items()
     ]
     sources = [path for path in sorted(CORE.glob("*.cpp")) if path.name != "leaf.cpp"]
-    jobs += [(path, path.stem, []) for path in [HERE / "driver.cpp", *sources]]
+    jobs += [(path, path.stem, FLAGS.get(path.name, [])) for path in [HERE / "driver.cpp", *sources]]
 
     def build(job) -> Path:
         path, name, extra = job
