@@ -14,6 +14,7 @@ from ratfast.models.registry import Normalisation, backbone_names
 if TYPE_CHECKING:
     from ratfast.models.classifier import Classifier, Featurizer
     from ratfast.models.factory import build, describe, from_description
+    from ratfast.models.folding import fold_batch_norm, unfold_batch_norm
     from ratfast.models.weights import load_featurizer
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "backbone_names",
     "build",
     "describe",
+    "fold_batch_norm",
     "from_description",
     "load_featurizer",
+    "unfold_batch_norm",
 ]
 
 _HOMES = {
@@ -32,8 +35,10 @@ _HOMES = {
     "Featurizer": "classifier",
     "build": "factory",
     "describe": "factory",
+    "fold_batch_norm": "folding",
     "from_description": "factory",
     "load_featurizer": "weights",
+    "unfold_batch_norm": "folding",
 }
 
 __getattr__ = lazy.attributes(__name__, _HOMES)

@@ -25,7 +25,7 @@ class SamePaddingConv2d(nn.Conv2d):
     `torch.nn.Conv2d`; `padding` is not an argument. Formula: https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
     """
 
-    def forward(self, images: Tensor) -> Tensor:
+    def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride)) in the same memory format."""
         height = self._total_padding(images.shape[-2], 0)
         width = self._total_padding(images.shape[-1], 1)
@@ -33,7 +33,7 @@ class SamePaddingConv2d(nn.Conv2d):
         if height % 2 or width % 2:
             images = F.pad(images, (padding[1], width - padding[1], padding[0], height - padding[0]))
             padding = (0, 0)
-        return F.conv2d(images, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(images, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _total_padding(self, size: int, axis: int) -> int:
         stride, extent = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
