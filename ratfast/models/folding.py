@@ -24,9 +24,9 @@ _PARTNER = "_folded_batch_norm"
 def fold_batch_norm(model: nn.Module) -> list[tuple[str, str]]:
     """Folds every batch normalisation that follows a convolution, in place.
 
-    Modules, parameters, buffers and their names stay as they are: only what two modules compute moves from one to the
-    other. A pair is folded if nothing else uses the convolution's output, both run once per pass, and the normalisation
-    is in evaluation mode with running statistics. Training mode is refused while folded.
+    Modules, parameters, buffers and their names stay as they are: only what two modules compute moves from one to
+    the other. A pair is folded if nothing else uses the convolution's output, both run once per pass, and the
+    normalisation is in evaluation mode with running statistics. Training mode is refused while folded.
 
     Args:
         model: traceable by `torch.fx`; a model that is not stays as it is.
