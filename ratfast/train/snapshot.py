@@ -1,0 +1,135 @@
+"""The state of a training on disk while it goes on: a process that dies loses what came since the last snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ratfast import checkpoints
+from ratfast.errors import InputError
+
+INTERVAL_SECONDS = 60.0
+"""Between two snapshots: long enough to cost nothing, short enough to lose nothing that matters."""
+
+_KIND = "snapshot"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that the rest of a training depends on.
+
+    Attributes:
+        values: JSON-able: counters and records.
+        tensors: weights, optimizer states, random states; any shape, type and device.
+    """
+
+    values: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+class Snapshots:
+    """The snapshots of one training: one file, replaced by each new one in an instant, written in the background.
+
+    Use it as a context manager: leaving it waits until the last snapshot is on the disk.
+
+    Args:
+        path: the file.
+        identity: JSON-able; says which training it is, so that a file of another one is not continued.
+        interval: seconds between snapshots.
+        clock: seconds, as `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        interval: float = INTERVAL_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._path = path
+        self._identity = identity
+        self._interval = interval
+        self._clock = clock
+        self._last = clock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ratfast-snapshot")
+        self._writing: Future[None] | None = None
+
+    def load(self) -> Snapshot | None:
+        """The last snapshot of this training; None if there is no file, or a damaged one, or another training's."""
+        if not self._path.is_file():
+            return None
+        try:
+            metadata = checkpoints.read_metadata(self._path)
+            if metadata.get("kind") != _KIND or metadata.get("identity") != self._identity:
+                return None
+            return Snapshot(metadata["values"], checkpoints.load(self._path))
+        except InputError:
+            return None
+
+    def due(self) -> bool:
+        """Whether the interval since the last snapshot, or the beginning, has passed."""
+        return self._clock() - self._last >= self._interval
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Copies what is given, and writes it while training goes on.
+
+        Raises:
+            OSError: the snapshot before could not be written, such as on a full disk; the one before that is kept.
+        """
+        self.wait()
+        tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
+        metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._writing = self._writer.submit(checkpoints.save, tensors, self._path, metadata)
+        self._last = self._clock()
+
+    def wait(self) -> None:
+        """Waits until the last snapshot is on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def forget(self) -> None:
+        """Removes the file: the training has ended."""
+        self.wait()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Snapshots:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators that a training on `device` draws from."""
+    states = {"random_cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random_cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Sets the generators to what `random_states` gave."""
+    torch.set_rng_state(states["random_cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["random_cuda"], device)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    detached = tensor.detach()
+    return detached.clone() if detached.device.type == "cpu" else detached.to("cpu")
