@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ratfast import catalogue
 from ratfast.cli.context import CONTEXT
 
 
@@ -15,7 +16,7 @@ from ratfast.cli.context import CONTEXT
 @click.option(
     "--data-dir", required=True, type=click.Path(path_type=Path), help="Folder that holds the data sets."
 )
-@click.option("--dataset", required=True, help="Name of the data set's folder below it.")
+@click.option("--dataset", required=True, help="Name of the data set, or of its folder below it.")
 @click.option("--domain", help="Only this domain, by index or folder name; all by default.")
 @click.option("--backbone", help="Network, for a checkpoint that does not say.")
 @click.option("--image-size", type=click.IntRange(min=1), help="Pixels, for a checkpoint that does not say.")
@@ -40,7 +41,7 @@ def evaluate(
 
     result = checkpoint_accuracy(
         checkpoint,
-        data_dir / dataset,
+        catalogue.find_folder(data_dir, dataset),
         domain=domain,
         backbone=backbone,
         image_size=image_size,

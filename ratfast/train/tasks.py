@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ratfast import data, protocol
+from ratfast import catalogue, data, protocol
 from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.models import Classifier
@@ -33,7 +32,7 @@ class Tasks:
         self._data = recipe.data
         self._device = device
         self.datasets = {
-            name: data.scan(Path(recipe.data.dir) / name, name)
+            name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
             for name in [recipe.data.target, *recipe.data.aux]
         }
         for name, dataset in self.datasets.items():
