@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
+from ratfast.gradients import gradient_row
 from ratfast.layout import is_dense, same_order
 from ratfast.optim.runs import find_rounds, find_runs, join_states, work_strides
 from ratfast.rows import dtype_name, flattened
@@ -159,6 +160,9 @@ class Part:
         self._singles = [
             (place, index, tuple(params[index].shape), work_strides(params[index])) for place, index in single
         ]
+        self._kinds = [
+            (grad.dtype, grad.shape, grad.layout, grad.device) for grad in (grads[index] for _, index in single)
+        ]
         self._scattered = [
             (place, params[index])
             for place, index in single
@@ -167,6 +171,7 @@ class Part:
         # A row's version counter is that of its first parameter.
         self._followers = [params[index] for run in runs for index in run[1:]]
         self._narrow = [params[index] for run in runs for index in run] if self._mastered else []
+        self._zeroed = list({id(grad): grad for grad in map(_whole, self._shared_grads)}.values())
         self.grads: list[Tensor] = []
         self._replaced: list[Tensor] = []
         self._note_versions()
@@ -197,9 +202,14 @@ class Part:
                 self.averages.append(join_states(run, entries, "averaged_param", kind, start_of_average))
 
     def fits(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether the gradients of runs are where they were, and nobody else counted steps."""
+        """Whether gradients are what or where they were, and nobody else counted steps."""
         if self._version != self.steps._version:
             return False
+        if self._singles:
+            own = [grads[index] for _, index, *_ in self._singles]
+            kinds = [(grad.dtype, grad.shape, grad.layout, grad.device) for grad in own]
+            if kinds != self._kinds:
+                return False
         shared = [grads[index] for index in self._shared]
         return (
             all(map(is_, shared, self._shared_grads))
@@ -239,9 +249,19 @@ class Part:
             torch.autograd.graph.increment_version(self._followers)
         self._note_versions()
 
+    def zeroed(self) -> list[Tensor]:
+        """What `zero_grads` has left zero: gradients, and the rows of an arena's gradients."""
+        singles = [self.grads[place] for place, *_ in self._singles]
+        return [*self._zeroed, *singles, *self._replaced]
+
     def _note_versions(self) -> None:
         self._version = self.steps._version
         self._versions = [param._version for param in self._narrow]
+
+
+def _whole(grad: Tensor) -> Tensor:
+    row = gradient_row(grad)
+    return grad if row is None else row.row
 
 
 def _steps_made(
@@ -310,6 +330,6 @@ def _problem(param: Tensor, grad: Tensor) -> str | None:
     if kind is None or not kind.is_floating or (grad.dtype != param.dtype and asked not in (None, grad.dtype)):
         wanted = dtype_name(asked or param.dtype)
         return f"the gradient of {{name}} is {dtype_name(grad.dtype)}, expected {wanted} as the parameter"
-    if any(stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)):
+    if param.numel() and any(stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)):
         return "{name} is an expanded tensor, whose elements share memory; expected one with an element for each"
     return None

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratfast.errors import InputError
 from ratfast.layout import contiguous_strides, is_dense, same_order
 from ratfast.rows import flattened, memory_span
 
@@ -132,22 +131,3 @@ def join_states(
         state[key] = view
         offset += param.numel()
     return states[0][key] if len(params) == 1 else row
-
-
-def check_state(param: Tensor, state: MutableMapping[str, Any], keys: Sequence[str], name: str) -> None:
-    """Refuses states that cannot be those of a parameter.
-
-    Raises:
-        InputError: names the parameter and the state.
-    """
-    for key in keys:
-        value = state.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            raise InputError(f"the optimizer state {key} of {name} is no dense floating-point tensor")
-        if value.shape != param.shape:
-            raise InputError(
-                f"the optimizer state {key} of {name} has shape {list(value.shape)}, expected "
-                f"{list(param.shape)}"
-            )

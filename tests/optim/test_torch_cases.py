@@ -51,7 +51,9 @@ def test_every_set_of_arguments(name, dtype, device):
                 mine.grad, its.grad = gradient.to(device, dtype), gradient.to(device, dtype)
             optimizer.step()
             other.step()
-        tolerance = {torch.float64: 1e-12, torch.float32: 2e-5}[dtype]
+        # torch computes with a float32 learning rate in float32 where it is a tensor.
+        rounded = any(isinstance(value, torch.Tensor) for value in kwargs.values())
+        tolerance = 2e-5 if dtype == torch.float32 else 1e-6 if rounded else 1e-12
         for mine, its in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, its, rtol=tolerance, atol=tolerance / 10, msg=description)
             for key, value in other.state[its].items():
