@@ -14,7 +14,7 @@ from ratfast.optim.plan import States
 
 
 class Mean:
-    """How many steps are in the running mean, on each device, where steps may be skipped unseen by the host."""
+    """How many steps are in the running mean: float64 numbers on each device, where steps may be skipped unseen."""
 
     def __init__(self) -> None:
         self._counts: dict[torch.device, Tensor] = {}
@@ -26,7 +26,7 @@ class Mean:
             count = self._counts.get(param.device)
             if count is None:
                 found = state.get("n_averaged", 0.0)
-                count = torch.as_tensor(found, dtype=torch.float32).to(param.device, copy=True).reshape(())
+                count = torch.as_tensor(found, dtype=torch.float64).to(param.device, copy=True).reshape(())
                 self._counts[param.device] = count
             if state.get("n_averaged") is not count:
                 state["n_averaged"] = count

@@ -65,6 +65,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Params, defaults: dict[str, Any], alongside: Alongside):
         alongside.check()
         self._alongside = alongside
+        self._loading: dict[str, Any] | None = None
         self._forget_plans()
         options.check_switches(defaults, type(self).__name__)
         self._check_options(defaults)
@@ -98,7 +99,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         for name in asdict(self._alongside):
             if name in param_group:
-                raise ValueError(f"{name} is for all groups together, expected it as an argument of the optimizer")
+                raise ValueError(
+                    f"{name} is for all groups together, expected it as an argument of the optimizer"
+                )
         given = param_group.get("params")
         if not isinstance(given, (Tensor, set)) and given is not None:
             param_group["params"] = given = list(given)
@@ -135,7 +138,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable
     def _step(self) -> None:
         plans = self._current_plans()
-        parts = [(group, part) for group, plan in zip(self.param_groups, plans, strict=True) for part in plan.parts]
+        parts = [
+            (group, part) for group, plan in zip(self.param_groups, plans, strict=True) for part in plan.parts
+        ]
         factors = self._factors([part for _, part in parts])
         alongside = self._alongside
         for group, part in parts:
@@ -239,13 +244,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {**self.defaults, **_missing_options(), **group}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_alongside": self._alongside}
+        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_loading", None)
         self.state = StateTable(self.state)
         self._forget_plans()
+        self._counts = state.get("_counts", {})
         for group in self.param_groups:
             for option, value in _missing_options().items():
                 if option in self.defaults:
@@ -315,7 +321,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         Raises:
             InputError: there is no average yet.
         """
-        return averaged.swapped([param for group in self.param_groups for param in group["params"]], self.state)
+        return averaged.swapped(
+            [param for group in self.param_groups for param in group["params"]], self.state
+        )
 
     def restart_average(self) -> None:
         """Begins the average anew: of `swa` with the next step, of `ema_decay` with the parameters as they are."""
@@ -341,7 +349,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._scaling = Scaling()
         self._mean = averaged.Mean()
         self._zeroed: dict[int, tuple[Tensor, int]] = {}  # what the step left zero, and its version then
-        self._loading: dict[str, Any] | None = None
 
     def _current_plans(self) -> list[Plan]:
         """A plan for each group, made anew where something has changed; gradients are brought."""
@@ -383,14 +390,16 @@ class FusedOptimizer(torch.optim.Optimizer):
                 check_gradients(group["params"], grads[number], name)
                 for index, param in enumerate(group["params"]):
                     if param in self.state:
-                        state_dicts.check_state(param, self.state[param], kept.keys(), name(index))
+                        state_dicts.check_state(param, self.state[param], kept.names(), name(index))
         for number, group in enumerate(self.param_groups):
             if plans[number] is None:
                 kept = self._kept(group)
                 plans[number] = Plan(group["params"], grads[number], self.state, self._counts, kept)
         self._plans = [plan for plan in plans if plan is not None]
         if self._alongside.swa:
-            params = [param for group in self.param_groups for param in group["params"] if param in self.state]
+            params = [
+                param for group in self.param_groups for param in group["params"] if param in self.state
+            ]
             self._mean.attach(params, self.state)
         self._known_changes = self.state.changes.count
 
@@ -402,7 +411,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 break
         else:
             return
-        if any(isinstance(group[name], Tensor) and group[name].device.type != "cpu" for name in self._required):
+        if any(
+            isinstance(group[name], Tensor) and group[name].device.type != "cpu" for name in self._required
+        ):
             return  # reading them would wait for the device
         try:
             self._check_options(group)
@@ -413,8 +424,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if not group.get("capturable", True):
                 raise InputError(
-                    f"{type(self).__name__} cannot be captured into a CUDA graph with capturable=False: a replay would "
-                    "repeat the hyperparameters of the captured step unasked; give capturable=True"
+                    f"{type(self).__name__} cannot be captured into a CUDA graph with capturable=False: a replay "
+                    "would repeat the hyperparameters of the captured step unasked; give capturable=True"
                 )
 
     def _factors(self, parts: list[Part]) -> dict[torch.device, Factor]:
@@ -470,4 +481,3 @@ def _refuse_repeats(params: list[Any]) -> None:
             raise ValueError(
                 f"parameter {index} of the group is parameter {seen[id(tensor)]} too: it appears twice, expected once"
             )
-

@@ -14,9 +14,9 @@ class GradScaler(torch.amp.GradScaler):
     """`torch.amp.GradScaler`, which saves a pass over all gradients when it steps an optimizer of `ratfast.optim`.
 
     torch's own looks through the gradients for what is not finite before an optimizer that unscales by itself is
-    stepped. Here the optimizer finds that out with the norm of its gradients, which it takes anyway if it clips: at most
-    two launches in all. Anything else, other optimizers and gradients that `unscale_` has divided already among them,
-    is as in torch. So are the arguments.
+    stepped. Here the optimizer finds that out with the norm of its gradients, which it takes anyway if it clips: two
+    launches in all. Anything else, other optimizers and gradients that `unscale_` has divided already among them, is
+    as in torch. So are the arguments.
     """
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -30,7 +30,9 @@ class GradScaler(torch.amp.GradScaler):
         Returns:
             What `optimizer.step` returned.
         """
-        ours = self._enabled and isinstance(optimizer, FusedOptimizer) and "closure" not in kwargs and not args
+        ours = (
+            self._enabled and isinstance(optimizer, FusedOptimizer) and "closure" not in kwargs and not args
+        )
         if not ours:
             return super().step(optimizer, *args, **kwargs)
         self._check_scale_growth_tracker("step")

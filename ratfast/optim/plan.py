@@ -38,7 +38,7 @@ class Kept:
     masters: bool = False
     averages: bool = False
 
-    def keys(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Names of the states that are shaped as the parameter."""
         return (*self.moments, *(["master_param"] * self.masters), *(["averaged_param"] * self.averages))
 
@@ -161,7 +161,8 @@ class Part:
             (place, index, tuple(params[index].shape), work_strides(params[index])) for place, index in single
         ]
         self._kinds = [
-            (grad.dtype, grad.shape, grad.layout, grad.device) for grad in (grads[index] for _, index in single)
+            (grad.dtype, grad.shape, grad.layout, grad.device)
+            for grad in (grads[index] for _, index in single)
         ]
         self._scattered = [
             (place, params[index])
@@ -278,7 +279,9 @@ def _steps_made(
         ]
     numbers = [value for value in found if isinstance(value, Tensor)]
     if numbers:
-        read = iter(torch.stack([value.detach().float().reshape(()) for value in _on_one_device(numbers)]).tolist())
+        read = iter(
+            torch.stack([value.detach().float().reshape(()) for value in _on_one_device(numbers)]).tolist()
+        )
         return [next(read) if isinstance(value, Tensor) else float(value) for value in found]
     return [float(value) for value in found]
 
@@ -327,9 +330,17 @@ def _problem(param: Tensor, grad: Tensor) -> str | None:
     # A parameter may ask for gradients of another type; None stands for any.
     asked = getattr(param, "grad_dtype", param.dtype)
     kind = BY_NAME.get(dtype_name(grad.dtype))
-    if kind is None or not kind.is_floating or (grad.dtype != param.dtype and asked not in (None, grad.dtype)):
+    if (
+        kind is None
+        or not kind.is_floating
+        or (grad.dtype != param.dtype and asked not in (None, grad.dtype))
+    ):
         wanted = dtype_name(asked or param.dtype)
         return f"the gradient of {{name}} is {dtype_name(grad.dtype)}, expected {wanted} as the parameter"
-    if param.numel() and any(stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)):
-        return "{name} is an expanded tensor, whose elements share memory; expected one with an element for each"
+    if param.numel() and any(
+        stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)
+    ):
+        return (
+            "{name} is an expanded tensor, whose elements share memory; expected one with an element for each"
+        )
     return None

@@ -31,7 +31,9 @@ def find_runs(params: Sequence[Tensor], grads: Sequence[Tensor], steps: Sequence
 
     def plain(index: int) -> bool:
         param, grad = params[index], grads[index]
-        return same_order(param.shape, grad.stride(), param.stride()) and is_dense(param.shape, param.stride())
+        return same_order(param.shape, grad.stride(), param.stride()) and is_dense(
+            param.shape, param.stride()
+        )
 
     def follows(before: int, after: int) -> bool:
         return (
@@ -71,7 +73,9 @@ def find_rounds(params: Sequence[Tensor]) -> list[list[int]]:
     rounds: list[list[int]] = []
     place: list[int] = []
     for index, (start, end) in enumerate(spans):
-        sharing = [place[other] for other in range(index) if spans[other][0] < end and start < spans[other][1]]
+        sharing = [
+            place[other] for other in range(index) if spans[other][0] < end and start < spans[other][1]
+        ]
         place.append(max(sharing, default=-1) + 1)
         if place[index] == len(rounds):
             rounds.append([])

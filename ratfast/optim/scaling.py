@@ -94,9 +94,7 @@ class Scaling:
             if found_inf is not None:
                 numbers.found_inf.add_(found_inf.to(device))
         self.found_inf = {device: numbers.found_inf for device, numbers in results.items()}
-        return {
-            device: Factor(numbers.multiplier, numbers.found_inf) for device, numbers in results.items()
-        }
+        return {device: Factor(numbers.multiplier, numbers.found_inf) for device, numbers in results.items()}
 
     def _on(self, device: torch.device) -> _Numbers:
         if device not in self._numbers:

@@ -18,8 +18,8 @@ class FusedSGD(FusedOptimizer):
 
     `b = momentum b + (1 - dampening) g`, at first `b = g`; `p -= lr b`, or `p -= lr (g + momentum b)` if `nesterov`
     (Sutskever et al., ICML 2013), with `g + weight_decay p` in place of the gradient g. State dicts are exchanged with
-    torch.optim both ways. Everything that goes along in the same pass is as in `FusedAdam`. A step can be captured into a
-    CUDA graph, with its learning rate unless that is a tensor on the device.
+    torch.optim both ways. Everything that goes along in the same pass is as in `FusedAdam`. A step can be captured
+    into a CUDA graph, with its learning rate unless that is a tensor on the device.
 
     Args:
         params: parameters, named parameters, or parameter groups.
@@ -97,3 +97,15 @@ class FusedSGD(FusedOptimizer):
             maximize=group["maximize"],
             extras=extras,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in torch.optim's form, as `FusedAdam.state_dict`."""
+        packed = super().state_dict()
+        for group, saved in zip(self.param_groups, packed["param_groups"], strict=True):
+            # Dampening begins with the second step. To torch.optim a step is the first where there is no buffer, but
+            # ours is there, of zeros, after a first step that was skipped.
+            if group["dampening"] != 0:
+                for param, key in zip(group["params"], saved["params"], strict=True):
+                    if param in self._counts and self._counts[param] == 0 and key in packed["state"]:
+                        packed["state"][key].pop("momentum_buffer", None)
+        return packed

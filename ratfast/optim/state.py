@@ -7,6 +7,7 @@ them or taken out, so that a step sees at a glance whether it still holds, howev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -67,7 +68,7 @@ class StateTable(_Counted):
         content: as torch.optim has it.
     """
 
-    def __init__(self, content: Mapping[Any, Any] = {}):  # noqa: B006  (read only)
+    def __init__(self, content: Mapping[Any, Any] = MappingProxyType({})):
         changes = Changes()
         super().__init__(
             {

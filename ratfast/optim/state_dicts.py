@@ -25,7 +25,9 @@ def plain_states(packed: Mapping[Any, Any], on_host: Mapping[Any, bool]) -> dict
         packed: by parameter, as the optimizer holds them.
         on_host: for which parameters torch.optim counts steps on the CPU.
     """
-    steps = {key: state["step"] for key, state in packed.items() if isinstance(state, Mapping) and "step" in state}
+    steps = {
+        key: state["step"] for key, state in packed.items() if isinstance(state, Mapping) and "step" in state
+    }
     own = dict(zip(steps, _apart(list(steps.values())), strict=True))
     result = {}
     for key, state in packed.items():
@@ -35,7 +37,7 @@ def plain_states(packed: Mapping[Any, Any], on_host: Mapping[Any, bool]) -> dict
         result[key] = {name: value for name, value in state.items() if value is not None}
         if key in own:
             result[key]["step"] = own[key] if on_host[key] else own[key].to(steps[key].device)
-    return result
+    return {key: state for key, state in result.items() if state != {}}
 
 
 def _apart(numbers: Sequence[Tensor]) -> list[Tensor]:
@@ -93,7 +95,7 @@ def _check_state(param: Tensor, state: Mapping[str, Any], kept: Kept, name: str,
             f"this state dict is of another optimizer than {optimizer}: the state of {name} has "
             f"{', '.join(map(str, state))}, expected {', '.join(needed)}"
         )
-    check_state(param, state, kept.keys(), name)
+    check_state(param, state, kept.names(), name)
 
 
 def check_state(param: Tensor, state: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
@@ -131,10 +133,16 @@ def widen(
     for group, saved, keep in zip(groups, state_dict["param_groups"], kept, strict=True):
         for param, key in zip(group["params"], saved["params"], strict=True):
             source = state_dict["state"].get(key) or {}
-            for name in keep.keys():
-                dtype = averaged_type(param) if name == "averaged_param" else stepped_type(param, keep.masters)
+            for name in keep.names():
+                dtype = (
+                    averaged_type(param) if name == "averaged_param" else stepped_type(param, keep.masters)
+                )
                 if isinstance(source.get(name), Tensor) and dtype != param.dtype:
                     states[param][name] = source[name].to(param.device, dtype)
+            if "n_averaged" in source:
+                states[param]["n_averaged"] = torch.as_tensor(source["n_averaged"], dtype=torch.float64)
+            if not keep.masters and param in states:
+                states[param].pop("master_param", None)
 
 
 def name_of(group: Mapping[str, Any], number: int, index: int) -> str:

@@ -21,7 +21,13 @@ KINDS = {FusedAdam: torch.optim.Adam, FusedAdamW: torch.optim.AdamW, FusedSGD: t
 
 def network(dtype=torch.float32, device="cpu"):
     torch.manual_seed(4)
-    layers = [nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(20, 3), nn.Linear(3, 1, bias=False)]
+    layers = [
+        nn.Conv2d(2, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+        nn.Linear(3, 1, bias=False),
+    ]
     return nn.Sequential(*layers).to(device, dtype).to(memory_format=torch.channels_last)
 
 
@@ -29,7 +35,9 @@ def gradients(model, step, scale=1.0):
     """The same random gradients for every model of the shape, of a norm that changes from step to step."""
     generator = torch.Generator().manual_seed(step)
     for param in model.parameters():
-        value = torch.randn(param.shape, generator=generator, dtype=torch.float64) * scale * 3.0 ** (step % 4 - 2)
+        value = (
+            torch.randn(param.shape, generator=generator, dtype=torch.float64) * scale * 3.0 ** (step % 4 - 2)
+        )
         value = value.to(param.device, param.dtype)
         if param.grad is None:
             param.grad = value
@@ -90,13 +98,15 @@ def test_any_combination_is_the_separate_passes(data):
         gradients(ours, step, 1.0 if scale is None else scale)
         gradients(theirs, step)
         if step == broken:
-            next(ours.parameters()).grad.view(-1)[3] = math.inf
+            ours[0].weight.grad[1, 0, 2] = math.inf
         else:
             if limit is not None:
                 nn.utils.clip_grad_norm_(theirs.parameters(), limit)
             other.step()
             rate = {"ema": 0.3, "swa": 1 / (averaged + 1), None: 0.0}[average]
-            means = [mean + rate * (p.double() - mean) for mean, p in zip(means, theirs.parameters(), strict=True)]
+            means = [
+                mean + rate * (p.double() - mean) for mean, p in zip(means, theirs.parameters(), strict=True)
+            ]
             averaged += 1
         if scale is not None:
             optimizer.grad_scale = torch.tensor(scale)
@@ -136,7 +146,9 @@ def test_masters(kind, on_arena, dtype, device):
     assert_close(masters, theirs.parameters(), rtol=1e-4, atol=1e-6)
     for param, master in zip(ours.parameters(), masters, strict=True):
         assert torch.equal(param, master.to(dtype))
-    assert_close([optimizer.state[p]["averaged_param"] for p in ours.parameters()], means, rtol=1e-4, atol=1e-6)
+    assert_close(
+        [optimizer.state[p]["averaged_param"] for p in ours.parameters()], means, rtol=1e-4, atol=1e-6
+    )
     assert arena is None or arena.is_intact()
     # Without masters the small steps round away.
     assert any(not torch.equal(master, master.to(dtype).float()) for master in masters)
@@ -157,7 +169,7 @@ def test_masters_follow_weights_changed_from_outside():
     expected = 7.0 - 1e-4 * weight.grad.float()
     torch.testing.assert_close(optimizer.state[weight]["master_param"], expected)
     expected = before - 1e-4 * other.grad.float()
-    torch.testing.assert_close(optimizer.state[other]["master_param"], expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(optimizer.state[other]["master_param"], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("on_arena", [False, True])
