@@ -16,7 +16,7 @@ LAYERS = [
     {"ratfast", "ratfast.errors", "ratfast.version", "ratfast.dtypes", "ratfast.lazy", "ratfast.catalogue"},
     {"ratfast.layout", "ratfast.protocol"},
     {"ratfast.native", "ratfast.checkpoints"},
-    {"ratfast.reference", "ratfast.ops_checks", "ratfast.ops", "ratfast.data", "ratfast.models"},
+    {"ratfast.reference", "ratfast.ops", "ratfast.data", "ratfast.models"},
     {
         "ratfast.config",
         "ratfast.rows",
