@@ -2,7 +2,8 @@
 
 Sources: facebookresearch/DomainBed (`lib/misc.py`, `hparams_registry.py`, `scripts/sweep.py`) and
 facebookresearch/ModelRatatouille (the same files), the code behind arXiv 2007.01434 and arXiv 2212.10445.
-The numbers of the protocol stand here and nowhere else. Needs numpy only.
+The numbers of the protocol stand here and nowhere else, those of single data sets in `ratfast.catalogue`. Needs
+numpy only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ratfast import catalogue
 from ratfast.errors import InputError
 
 ALGORITHM = "ERM"
@@ -24,17 +26,8 @@ ALGORITHM = "ERM"
 HOLDOUT_FRACTION = 0.2
 """Share of each domain that is held out for validation (the out-split)."""
 
-STEPS = 5001
+STEPS = catalogue.DEFAULT_STEPS
 """Optimizer steps of a run: DomainBed counts from 0 to 5000 inclusive."""
-
-LONG_STEPS = {"DomainNet": 15001}
-"""Optimizer steps for the datasets that train longer."""
-
-EVALUATION_INTERVAL = 100
-"""Steps between evaluations; there is also one at step 0 (after one update) and one at the last step."""
-
-EVALUATION_INTERVALS = {"VLCS": 50, "DomainNet": 500}
-"""Steps between evaluations for the datasets that differ."""
 
 PROBE_STEPS = 200
 """The hyperparameter `lp_steps`: the head alone is trained up to and with the step of this number."""
@@ -278,13 +271,15 @@ def fusing_coefficients(seed: int, count: int, fusing_range: float = FUSING_RANG
 
 
 def training_steps(dataset: str) -> int:
-    """Optimizer steps of a full run on a dataset (by DomainBed's name of it)."""
-    return LONG_STEPS.get(dataset, STEPS)
+    """Optimizer steps of a full run on a data set, by its name in the catalogue or any other."""
+    entry = catalogue.find(dataset)
+    return entry.steps if entry else catalogue.DEFAULT_STEPS
 
 
 def evaluation_interval(dataset: str) -> int:
-    """Steps between evaluations of a full run on a dataset (by DomainBed's name of it)."""
-    return EVALUATION_INTERVALS.get(dataset, EVALUATION_INTERVAL)
+    """Steps between evaluations of a full run on a data set, by its name in the catalogue or any other."""
+    entry = catalogue.find(dataset)
+    return entry.interval if entry else catalogue.DEFAULT_INTERVAL
 
 
 def probe_steps(steps: int, full: int = STEPS) -> int:
