@@ -360,12 +360,13 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_capture()
         changed = self._known_changes != self.state.changes.count
         plans: list[Plan | None] = []
-        grads = [[param.grad for param in group["params"]] for group in self.param_groups]
+        grads: list[list[Tensor | None]] = []
         for number, group in enumerate(self.param_groups):
             self._check_step(group)
             plan = self._plans[number] if number < len(self._plans) and not changed else None
-            fits = plan is not None and plan.fits(group["params"], grads[number], self._kept(group))
-            plans.append(plan if fits else None)
+            found = None if plan is None else plan.grads(group["params"], self._kept(group))
+            plans.append(None if found is None else plan)
+            grads.append([param.grad for param in group["params"]] if found is None else found)
         if None in plans:
             self._replace(plans, grads, capturing)
         for plan, brought in zip(self._plans, grads, strict=True):
@@ -453,7 +454,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._mean.advance(device, factor.found_inf)
 
     def _note_zeros(self, parts: Iterable[Part]) -> None:
-        self._zeroed = {id(grad): (grad, grad._version) for part in parts for grad in part.zeroed()}
+        self._zeroed = {id(grad): (grad, grad._version) for part in parts for grad in part.left_zero}
 
     def _is_zero(self, grad: Tensor | None) -> bool:
         noted, version = self._zeroed.get(id(grad), (None, 0))
