@@ -1,8 +1,8 @@
 """Straight lines through points: in-domain against out-of-domain accuracy, gain against diversity. Arrays only.
 
 Miller et al., "Accuracy on the Line" (arXiv 2107.04649), fit such lines to in-domain and out-of-domain accuracy
-(theirs through probits); Rame et al., "DiWA" (arXiv 2205.09739) and "Model Ratatouille" (arXiv 2212.10445), to the gain of the
-average over its members against their diversity.
+(theirs through probits); Rame et al., "DiWA" (arXiv 2205.09739) and "Model Ratatouille" (arXiv 2212.10445), to the
+gain of the average over its members against their diversity.
 """
 
 from __future__ import annotations

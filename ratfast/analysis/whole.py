@@ -16,7 +16,7 @@ from ratfast.analysis.experiments import (
     subsets_by_size,
     subsets_by_sources,
 )
-from ratfast.analysis.networks import Networks, Progress, is_run, open_networks
+from ratfast.analysis.networks import Networks, is_run, open_networks
 from ratfast.analysis.plain import plain
 from ratfast.analysis.scores import accuracies
 from ratfast.errors import InputError
@@ -49,8 +49,6 @@ class Settings:
 def analyse_run(
     folder: str | os.PathLike[str],
     settings: Settings | None = None,
-    *,
-    progress: Progress | None = None,
     **opening: Any,
 ) -> dict[str, Any]:
     """All analyses of the members of a finished training, written to `analysis.json` in its folder.
@@ -58,8 +56,8 @@ def analyse_run(
     Args:
         folder: the output folder of ratfast-train.
         settings: how thorough.
-        progress: told how far it is.
-        opening: further arguments of `ratfast.analysis.networks.open_networks`, such as `trial` and `data_dir`.
+        opening: further arguments of `ratfast.analysis.networks.open_networks`, such as `trial`, `data_dir`
+            and `display`.
 
     Returns:
         The content of the file: `version`, `settings`, `networks` (file, name, source, sha256), `in_domain`,
@@ -72,7 +70,7 @@ def analyse_run(
     settings = settings or Settings()
     if not is_run(folder):
         raise InputError(f"{os.fspath(folder)} holds no {records.SUMMARY}, expected the output of a training")
-    networks = open_networks([folder], progress=progress, **opening)
+    networks = open_networks([folder], **opening)
     if len(networks.names) < 2:
         raise InputError(f"{os.fspath(folder)} has one member only, expected at least two to compare")
     files = [Path(folder) / name / records.CHECKPOINT for name in networks.names]

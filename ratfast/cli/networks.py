@@ -24,9 +24,9 @@ _OPENING = (
     click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        help="Folder that holds the data sets; for an output folder of ratfast-train as its recipe says.",
+        help="Folder that holds the data sets.  [default for an output folder of ratfast-train: as its recipe says]",
     ),
-    click.option("--dataset", help="Name of the data set's folder below it; likewise."),
+    click.option("--dataset", help="Of files: name of the data set, or of its folder below it."),
     click.option(
         "--domain",
         "domains",
@@ -38,8 +38,10 @@ _OPENING = (
     ),
     click.option("--trial", type=click.IntRange(min=0), help="Of an output folder: the trial's seed."),
     click.option("--members", metavar="N,N,...", help="Of an output folder: numbers of members, from 0."),
-    click.option("--backbone", help="Network, for checkpoints that do not say."),
-    click.option("--image-size", type=click.IntRange(min=1), help="Pixels, for checkpoints that do not say."),
+    click.option("--backbone", help="Of files: network, for those that do not say."),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Of files: pixels, for those that do not say."
+    ),
     click.option(
         "--buffers", type=click.Choice(["keep", "average", "error"]), default="error", show_default=True
     ),
@@ -95,7 +97,7 @@ def _opened(checkpoints: tuple[str, ...], opening: dict[str, Any]) -> Iterator[N
 
     opening["members"] = _numbers(opening["members"], "--members")
     with Display() as display:
-        yield open_networks(checkpoints, progress=display.count, **opening)
+        yield open_networks(checkpoints, display=display, **opening)
 
 
 def _print(result: Any, lines: Iterable[str], as_json: bool) -> None:
@@ -303,7 +305,7 @@ def run(folder: str, points: int, draws: int, seed: int, **opening: Any) -> None
 
     with Display() as display:
         settings = Settings(points=points, draws=draws, seed=seed)
-        result = analyse_run(folder, settings, progress=display.count, **opening)
+        result = analyse_run(folder, settings, display=display, **opening)
     names = [network["name"] for network in result["networks"]]
     click.echo(f"The analyses of {len(names)} networks are in {Path(folder) / ANALYSIS}")
 
