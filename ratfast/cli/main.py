@@ -32,6 +32,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "average": ("ratfast.cli.average", "Average checkpoints into one."),
     "convert": ("ratfast.cli.convert", "Write a checkpoint in another format."),
+    "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
 }
