@@ -61,6 +61,12 @@ def extract_features(
 
 
 @torch.no_grad()
+def head_logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
+    """The classifier's logits `(N, C)` of features `(N, D)`; model and precision as in `extract_features`."""
+    with autocast(features.device, precision):
+        return torch.cat([model.head(batch) for batch in features.split(BATCH_SIZE)])
+
+
 def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision: str) -> int:
     """How many images are classified right, given their features.
 
@@ -70,9 +76,7 @@ def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision
         labels: `(N,)` int64 on the same device.
         precision: `"float32"` or `"bfloat16"`.
     """
-    with autocast(features.device, precision):
-        predictions = torch.cat([model.head(batch).argmax(1) for batch in features.split(BATCH_SIZE)])
-    return int((predictions == labels).sum())
+    return int((head_logits(model, features, precision).argmax(1) == labels).sum())
 
 
 def accuracy(
