@@ -13,6 +13,7 @@ from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.gradients import gradient_row
 from ratfast.layout import is_dense, same_order
+from ratfast.ops import StepExtras
 from ratfast.optim.guard import make_guard
 from ratfast.optim.runs import find_rounds, find_runs, join_states, work_strides
 from ratfast.rows import dtype_name, flattened
@@ -71,6 +72,7 @@ class Plan:
     Attributes:
         parts: what is stepped by one call each, in order.
         idle: parameters with an average that have no gradient now.
+        kept: what the optimizer keeps.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Plan:
         counts: MutableMapping[Tensor, Tensor],
         kept: Kept,
     ):
-        self._kept = kept
+        self.kept = kept
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
             if grad is not None:
@@ -99,15 +101,15 @@ class Plan:
         shared = {index for part in self.parts for index in part.shared}
         self._guard = make_guard(params, [index in shared for index in range(len(params))])
 
-    def grads(self, params: list[Tensor], kept: Kept) -> list[Tensor | None] | None:
+    def grads(self, params: list[Tensor]) -> list[Tensor | None] | None:
         """The gradients, if everything is as it was when the plan was made; else None.
 
         Args:
             params: the group's parameters.
-            kept: what the optimizer keeps.
         """
-        if kept != self._kept or not all(part.is_untouched() for part in self.parts):
-            return None
+        for part in self.parts:
+            if not part.is_untouched():
+                return None
         return self._guard.grads(params)
 
 
@@ -123,6 +125,8 @@ class Part:
         averages: alike `targets`, or nothing.
         steps: (T,) float32 on the device, the steps that each target has made; counted by the operation.
         shared: indices of the parameters that are stepped in a run.
+        accepted: whether the operation has taken these tensors before.
+        extras: what goes along, as at the latest step.
         left_zero: after a step that zeroes: the gradients, and the rows of an arena's gradients.
     """
 
@@ -168,6 +172,8 @@ class Part:
         whole = [_whole(grads[index]) for index in self.shared]
         self._whole_rows = list({id(grad): grad for grad in whole}.values())
         self.left_zero: list[Tensor] = []
+        self.accepted = False
+        self.extras: StepExtras | None = None
         self.grads: list[Tensor] = list(self._rows)
         self._replaced: list[Tensor] = []
         self._note_versions()
@@ -229,6 +235,7 @@ class Part:
         for place, param in self._scattered:
             param.copy_(weights[place])
             weights[place] = param
+        self.accepted = True
         if zero_grads:
             if self._replaced:
                 torch._foreach_zero_(self._replaced)

@@ -6,7 +6,7 @@ import training_curves
 
 from ratfast import models
 
-STEPS = 20
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,16 @@ def digits():
     ]
 
 
-@pytest.mark.parametrize("name", ["ratfast-list", "ratfast-arena"])
-def test_the_curve_is_torchs_in_float64(digits, name):
+def test_the_curve_is_torchs_in_float64(digits):
     """There rounding has no time to grow: all losses agree to nine digits."""
     torch.manual_seed(0)
     model = models.build("resnet18", 10, weights=None, image_size=16).double()
     model = model.to(memory_format=torch.channels_last)
-    ours, theirs = (training_curves.curve(model, each, digits) for each in (name, "torch-loop"))
-    assert training_curves.distance(ours, theirs) < 1e-9
-    assert min(theirs) < 0.9 * theirs[0]
+    names = ["torch-loop", "ratfast-list", "ratfast-arena"]
+    curves = {name: training_curves.curve(model, name, digits) for name in names}
+    for name in names[1:]:
+        assert training_curves.distance(curves[name], curves["torch-loop"]) < 1e-9
+    assert min(curves["torch-loop"]) < curves["torch-loop"][0] - 0.02
 
 
 def test_the_curve_is_as_near_as_torchs_own_in_float32(digits):
