@@ -183,7 +183,12 @@ def _sets_of_run(tasks: Tasks, options: Data, trial: int, domains: Sequence[str]
     dataset = tasks.datasets[name]
     held_out = dataset.domain_index(options.test_env)
     tested = [dataset.domain_index(domain) for domain in domains] or [held_out]
-    validation = ImageSet(tuple(tasks.validation(name, held_out, trial).values()))
+    validation = ImageSet(
+        tuple(
+            tasks.images(name, domain, tasks.split(name, domain, trial)[1])
+            for domain in tasks.training_domains(name, held_out)
+        )
+    )
     return {VALIDATION: validation} | {
         dataset.domains[index].name: ImageSet((tasks.images(name, index),)) for index in tested
     }
