@@ -24,14 +24,14 @@ struct StepSegment {
 };
 
 // Whether the arithmetic of a segment runs in double rather than in float.
-inline bool is_wide(const StepSegment& s) {
+RATFAST_HD bool is_wide(const StepSegment& s) {
   return s.param_type == DType::f64 || s.grad_type == DType::f64 ||
          (s.states[0] != nullptr && s.state_type == DType::f64) ||
          (s.average != nullptr && s.average_type == DType::f64);
 }
 
 // Whether all that is read is of type `own`, but gradients are `grads`.
-inline bool is_plain(const StepSegment& s, DType own, DType grads) {
+RATFAST_HD bool is_plain(const StepSegment& s, DType own, DType grads) {
   return s.param_type == own && s.grad_type == grads && (s.states[0] == nullptr || s.state_type == own) &&
          (s.average == nullptr || s.average_type == own);
 }

@@ -68,9 +68,13 @@ struct StepTable {
 };
 static_assert(sizeof(StepTable<AdamOptions, double>) <= 32764);
 
-// Elements per thread: 16 bytes of the arithmetic's type.
-template <class A>
-constexpr int kStepCount = 16 / sizeof(A);
+constexpr int kStepCount = 4;  // elements per thread
+
+// Blocks that a multiprocessor is to hold at least: as many as registers allow without spills.
+template <class A, bool plain>
+constexpr int kStepBlocks = sizeof(A) == 8 ? 1
+                            : plain        ? 3
+                                           : 2;
 
 // Elements [index, index + count) of a segment.
 template <class A, bool plain, DType grads, bool extra, class Access, int count, class Scalars>
@@ -145,10 +149,10 @@ __device__ __forceinline__ typename Options::template Scalars<A> current_scalars
 // If `plain`, all that is read is of the type that the arithmetic runs in, but gradients are `grads`; if not
 // `extra`, scalars are known, there is neither an average nor a copy, and gradients stay.
 template <class Options, class A, bool plain, DType grads, bool extra>
-__global__ void __launch_bounds__(kThreads, plain && sizeof(A) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, kStepBlocks<A, plain>)
     step_kernel(const __grid_constant__ StepTable<Options, A> table) {
   using Scalars = typename Options::template Scalars<A>;
-  constexpr int count = kStepCount<A>;
+  constexpr int count = kStepCount;
   __shared__ Scalars shared;  // what is in registers here is wanting there
   const Scalars& scalars = extra ? shared : table.scalars;
   const bool skip = extra && or_else(table.found_inf, 0.0) != 0.0;
@@ -179,10 +183,13 @@ __global__ void __launch_bounds__(kThreads, plain && sizeof(A) == 4 ? 3 : 2)
         known = made;
       }
     }
-    if (table.chunks.aligned[place] && start + kThreads * count <= numel) {
-      step_elements<A, plain, grads, extra, Elements<count>, count>(
-          s, start + static_cast<long long>(threadIdx.x) * count, scalars, average_weight, zero_grads);
-      continue;
+    // Doubles among other types, which are rare, go one by one: several would pass through local memory.
+    if constexpr (plain || sizeof(A) == 4) {
+      if (table.chunks.aligned[place] && start + kThreads * count <= numel) {
+        step_elements<A, plain, grads, extra, Elements<count>, count>(
+            s, start + static_cast<long long>(threadIdx.x) * count, scalars, average_weight, zero_grads);
+        continue;
+      }
     }
     for (long long index = start + threadIdx.x; index < end; index += kThreads)
       step_elements<A, plain, grads, extra, Element, 1>(s, index, scalars, average_weight, zero_grads);

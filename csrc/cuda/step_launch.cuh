@@ -76,7 +76,7 @@ cudaError_t step_segments(const std::vector<StepSegment>& segments, const Option
       table->step = step;
       table->scalars = step_scalars<A>(options, step);
     }
-    constexpr long long chunk = static_cast<long long>(kThreads) * kStepCount<A>;
+    constexpr long long chunk = static_cast<long long>(kThreads) * kStepCount;
     const long long before = chunks.total();
     table->segments[chunks.segments] = segment;
     table->place[chunks.segments] = static_cast<int>(t);

@@ -61,8 +61,14 @@ def extract_features(
 
 
 @torch.no_grad()
-def head_logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
-    """The classifier's logits `(N, C)` of features `(N, D)`; model and precision as in `extract_features`."""
+def logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
+    """Logits `(N, C)` of features `(N, D)`.
+
+    Args:
+        model: in evaluation mode.
+        features: from `extract_features`.
+        precision: `"float32"` or `"bfloat16"`.
+    """
     with autocast(features.device, precision):
         return torch.cat([model.head(batch) for batch in features.split(BATCH_SIZE)])
 
@@ -76,7 +82,7 @@ def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision
         labels: `(N,)` int64 on the same device.
         precision: `"float32"` or `"bfloat16"`.
     """
-    return int((head_logits(model, features, precision).argmax(1) == labels).sum())
+    return int((logits(model, features, precision).argmax(1) == labels).sum())
 
 
 def accuracy(
