@@ -246,7 +246,7 @@ def test_a_defect_shows_its_traceback_and_is_1():
     assert "a defect" in result.stderr
 
 
-MEMBER = {"name": "target/trial0/run00", "initialisation": "pre-trained", "val": 0.5, "test": 0.25}
+MEMBER = {"name": "target/trial0-run00", "initialisation": "pre-trained", "val": 0.5, "test": 0.25}
 SUMMARY = {
     "target": "PACS",
     "test_domain": "sketch",
