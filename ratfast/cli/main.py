@@ -31,6 +31,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("ratfast.cli.convert", "Write a checkpoint in another format."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
+    "report": ("ratfast.cli.report", "DomainBed's tables of a folder of runs."),
 }
 """Name: module, which holds a click command of that name, and one line of help."""
 

@@ -165,7 +165,8 @@ def domainbed_rows(
     unknown = {}
     if job.test_env is not None:
         unknown = dict.fromkeys((f"env{job.test_env}_in_acc", f"env{job.test_env}_out_acc"))
-    common = {"hparams": dict(hparams), "args": arguments}
+    named = {"resnet_dropout" if name == "dropout" else name: value for name, value in hparams.items()}
+    common = {"hparams": named, "args": arguments}
     return [{**unknown, **row, "epoch": row["step"] / per_epoch, **common} for row in rows]
 
 

@@ -160,7 +160,8 @@ def write_table(plan: Plan, context: Context, summary: Mapping[str, Any]) -> Non
     for method in METHODS:
         if not any(line["method"] == method.label for line in summary["rows"]):
             continue
-        label = method.label if method.average in (None, "along") else f"{method.label}, {method.selection}"
+        several = sum(other.label == method.label for other in METHODS) > 1
+        label = f"{method.label}, {method.selection}" if several else method.label
         slug = f"{method.row}-{method.average or 'best'}".replace("/", "-")
         _write_records(method, label, slug, plan, context, runs, folder)
 
