@@ -54,6 +54,8 @@ def raising(error: BaseException):
         ("main", ["info", "--help"]),
         ("main", ["average", "--help"]),
         ("main", ["convert", "--help"]),
+        ("main", ["data", "--help"]),
+        ("main", ["data", "fetch", "--help"]),
         ("train", ["--help"]),
     ],
 )
