@@ -33,7 +33,12 @@ FLAGS = (
         "FILE,...",
         "Auxiliary networks to use instead of training them.",
     ),
-    Flag("--backbone", "model.backbone", "NAME", ", ".join(config.schema.registry.backbone_names()) + "."),
+    Flag(
+        "--backbone",
+        "model.backbone",
+        "NAME",
+        f"{', '.join(config.schema.registry.backbone_names())}, torchvision/NAME or timm/NAME.",
+    ),
     Flag("--weights", "model.weights", "PATH", "Pre-trained weights: a file, default (ImageNet) or none."),
     Flag("--protocol", "protocol.name", "NAME", "ratfast, or official: the release of the paper to the bit."),
     Flag("--rows", "train.rows", "A,B,...", "Rows of the paper's table to compare, or all."),

@@ -63,11 +63,7 @@ def load_featurizer_state(
     expected = featurizer.network.state_dict()
     prefix = _find_prefix(state, expected, source)
     found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    # What is in no part of the network that the backbone has is a head, or belongs to the training.
-    parts = {name.partition(".")[0] for name in expected}
-    own = {
-        name: tensor for name, tensor in found.items() if name in expected or name.partition(".")[0] in parts
-    }
+    own = _backbone_part(found, expected, featurizer.head_name)
     _check(own, expected, source)
     skipped = set() if buffers else {name for name, _ in featurizer.network.named_buffers()}
     with torch.no_grad():
@@ -75,6 +71,20 @@ def load_featurizer_state(
             if name in own and name not in skipped:
                 target.copy_(own[name])
     return _left_out(state, prefix, own)
+
+
+def _backbone_part(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> dict[str, Tensor]:
+    """All but heads: what is in no part of the network that the backbone has is one, or belongs to the training."""
+    parts = {name.partition(".")[0] for name in expected}
+    if not parts & {name.partition(".")[0] for name in found}:
+        return dict(found)  # of another network altogether
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if name.partition(".")[0] in parts and not (name.startswith(head + ".") and name not in expected)
+    }
 
 
 def _find_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> str:
@@ -85,16 +95,12 @@ def _find_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], so
             if name[start:] in expected:
                 counts[name[:start]] = counts.get(name[:start], 0) + 1
     if not counts:
-        shown = _listed(state)
-        kind = (
-            "only a head"
-            if len(state) <= 4 and all(t.ndim <= 2 for t in state.values())
-            else "another network"
-        )
-        raise InputError(
-            f"{source} does not hold the weights of this backbone but {kind}: its tensors are {shown}, expected names "
-            f"such as {next(iter(expected))}"
-        )
+        if len(state) <= 2 and {name.rpartition(".")[2] for name in state} <= {"weight", "bias"}:
+            raise InputError(
+                f"{source} holds a head alone ({_listed(state)}) and no backbone, expected names such as "
+                f"{next(iter(expected))}"
+            )
+        return ""
     most = max(counts.values())
     equal = [prefix for prefix, count in counts.items() if count == most]
     return next((prefix for prefix in _PREFERRED if prefix in equal), equal[0])

@@ -298,6 +298,8 @@ def test_every_flag_reaches_its_key(trained):
         "--test-env": ("2", 2),
         "--aux": ("VLCS,OfficeHome", ("VLCS", "OfficeHome")),
         "--aux-weights": ("a.pt,b.pt", ("a.pt", "b.pt")),
+        "--protocol": ("official", "official"),
+        "--rows": ("erm,swad", ("erm", "swad")),
         "--backbone": ("resnet18", "resnet18"),
         "--weights": ("w.pt", "w.pt"),
         "--image-size": ("64", 64),
