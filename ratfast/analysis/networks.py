@@ -21,6 +21,7 @@ from ratfast.config.schema import Data
 from ratfast.errors import InputError
 from ratfast.train import host, records
 from ratfast.train.checkpoint_accuracy import build_network, fill_network
+from ratfast.train.job import RUN
 from ratfast.train.progress import Display
 from ratfast.train.tasks import Tasks
 
@@ -159,11 +160,12 @@ class _Run:
         summary = read_object(folder / records.SUMMARY)
         try:
             found = [(member["name"], member["initialisation"]) for member in summary["members"]]
-            own = [pair for pair in found if pair[0].startswith(f"target/trial{self.trial}-")]
-        except (KeyError, TypeError, AttributeError):
+            trials = [read_object(folder / name / RUN)["trial_seed"] for name, _ in found]
+        except (KeyError, TypeError):
             raise InputError(
-                f"{folder / records.SUMMARY} does not list its members, expected names and initialisations"
+                f"{folder / records.SUMMARY} does not list its members, or one of them not its trial"
             ) from None
+        own = [pair for pair, its_trial in zip(found, trials, strict=True) if its_trial == self.trial]
         if not own:
             raise InputError(f"{folder} has no members of trial {self.trial}, expected one of its trials")
         if members is not None:
@@ -183,8 +185,12 @@ def _sets_of_run(tasks: Tasks, options: Data, trial: int, domains: Sequence[str]
     dataset = tasks.datasets[name]
     held_out = dataset.domain_index(options.test_env)
     tested = [dataset.domain_index(domain) for domain in domains] or [held_out]
-    halves = tasks.validation(name, held_out, trial).values()
-    validation = ImageSet(tuple((half.images, half.labels) for half in halves))
+    validation = ImageSet(
+        tuple(
+            tasks.images(name, domain, tasks.split(name, domain, trial)[1])
+            for domain in tasks.training_domains(name, held_out)
+        )
+    )
     return {VALIDATION: validation} | {
         dataset.domains[index].name: ImageSet((tasks.images(name, index),)) for index in tested
     }

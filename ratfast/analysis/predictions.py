@@ -19,7 +19,7 @@ from ratfast.analysis.subsets import Subset
 from ratfast.averaging import Pool
 from ratfast.errors import InputError
 from ratfast.models import Classifier
-from ratfast.train.evaluation import extract_features, head_logits
+from ratfast.train.evaluation import extract_features, logits
 
 GROUP_BYTES = 1 << 30
 """Memory for the averages that are mixed at once; each such group reads the pool once."""
@@ -114,10 +114,10 @@ class Predictor:
             self._tell(index + 1, len(self))
         results = {}
         for name, outputs in found.items():
-            logits = torch.stack([logits for logits, _ in outputs])
+            scores = torch.stack([scores for scores, _ in outputs])
             results[name] = Outputs(
-                predictions=logits.argmax(2).cpu().numpy(),
-                probabilities=logits.float().softmax(2).cpu().numpy(),
+                predictions=scores.argmax(2).cpu().numpy(),
+                probabilities=scores.float().softmax(2).cpu().numpy(),
                 features=[features.float().cpu().numpy() for _, features in outputs],
             )
         for index, weights in enumerate(identity):
@@ -149,8 +149,8 @@ class Predictor:
             group = rows[start : start + self._group]
             for (key, _), soup in zip(group, self.pool.mix([row.tolist() for _, row in group]), strict=True):
                 self._known[key] = {
-                    name: logits.argmax(1).cpu().numpy()
-                    for name, (logits, _) in self._evaluate(soup, features=False).items()
+                    name: scores.argmax(1).cpu().numpy()
+                    for name, (scores, _) in self._evaluate(soup, features=False).items()
                 }
                 done += 1
                 self._tell(done, len(rows))
@@ -172,9 +172,9 @@ class Predictor:
         results = {}
         for name, images in self.sets.items():
             parts = [extract_features(self._model, pixels, self._precision) for pixels, _ in images.parts]
-            logits = torch.cat([head_logits(self._model, part, self._precision) for part in parts])
+            scores = torch.cat([logits(self._model, part, self._precision) for part in parts])
             kept = torch.cat(parts)[_evenly_spaced(len(images)).to(parts[0].device)] if features else None
-            results[name] = logits, kept
+            results[name] = scores, kept
         return results
 
     def _tell(self, done: int, total: int) -> None:

@@ -61,8 +61,14 @@ def extract_features(
 
 
 @torch.no_grad()
-def head_logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
-    """The classifier's logits `(N, C)` of features `(N, D)`; model and precision as in `extract_features`."""
+def logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
+    """Logits `(N, C)` of features `(N, D)`.
+
+    Args:
+        model: in evaluation mode.
+        features: from `extract_features`.
+        precision: `"float32"` or `"bfloat16"`.
+    """
     with autocast(features.device, precision):
         return torch.cat([model.head(batch) for batch in features.split(BATCH_SIZE)])
 
@@ -86,7 +92,7 @@ def correct_mask(
     was_training = model.training
     model.eval()
     features = extract_features(model, images, precision, progress)
-    correct = head_logits(model, features, precision).argmax(1) == labels
+    correct = logits(model, features, precision).argmax(1) == labels
     model.train(was_training)
     return correct
 

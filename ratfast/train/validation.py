@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ratfast.models import Classifier
-from ratfast.train.evaluation import autocast, extract_features, head_logits
+from ratfast.train.evaluation import autocast, extract_features, logits
 
 Split = tuple[int, str]
 """A domain's index, and which half of its images: "in" (trained on) or "out" (held out)."""
@@ -123,9 +123,7 @@ class Validator:
         for split, images in self._splits.items():
             if only is not None and split not in only:
                 continue
-            found = head_logits(
-                self._model, self._features(split, images, frozen, step), self._precision
-            ).float()
+            found = logits(self._model, self._features(split, images, frozen, step), self._precision).float()
             labels = images.labels
             loss = float(F.cross_entropy(found, labels)) if len(labels) else 0.0
             scores[split] = Score(int((found.argmax(1) == labels).sum()), len(labels), loss)

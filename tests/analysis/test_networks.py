@@ -28,6 +28,10 @@ def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
+def files_of(folder: Path) -> list[Path]:
+    return [Path(member["checkpoint"]) for member in summary_of(folder)["members"]]
+
+
 def test_a_trainings_accuracies_are_those_of_its_summary(finished, data_dir):
     networks = open_networks([finished])
     summary = summary_of(finished)
@@ -65,7 +69,7 @@ def test_all_analyses_of_a_training_are_repeatable_wherever_it_is(finished, tmp_
 
 
 def test_files_on_chosen_domains(finished, data_dir):
-    files = [finished / f"target/trial0-run0{n}/model.safetensors" for n in (0, 1)]
+    files = files_of(finished)[:2]
     where = {"data_dir": data_dir, "dataset": "Shapes"}
     networks = open_networks(files, **where)
     assert list(networks.predictor.sets) == ["dark", "grey", "light"]
@@ -136,11 +140,11 @@ def test_damaged_folders(finished, tmp_path):
 
 def test_commands(finished, data_dir):
     curve = json.loads(ran("analyze", "curve", finished, "--members", "0,1", "--points", "3", "--json"))
-    assert curve["networks"] == ["target/trial0-run00", "target/trial0-run01"]
+    assert curve["networks"] == [member["name"] for member in summary_of(finished)["members"][:2]]
     assert set(curve["curves"]) == {"validation", "grey"}
     text = ran("analyze", "curve", finished, "--members", "0,1", "--points", "3")
     assert "barrier " in text and f"{curve['curves']['grey']['accuracies'][1]:.4f}" in text
-    files = [finished / f"target/trial0-run0{n}/model.safetensors" for n in range(2)]
+    files = files_of(finished)[:2]
     where = ["--data-dir", data_dir, "--dataset", "Shapes", "--domain", "grey"]
     same = json.loads(ran("analyze", "curve", *files, *where, "--points", "3", "--json"))
     assert same["curves"]["grey"] == curve["curves"]["grey"]
