@@ -7,21 +7,17 @@ are in `ratfast.averaging.trajectory`, where the formulas stand.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ratfast import ops
 from ratfast.averaging import trajectory
-from ratfast.averaging.members import Member, buffer_names, in_order, open_member, strides_of
-from ratfast.averaging.rules import layout_mismatch
-from ratfast.checkpoints.tensors import dtype_name, layout_of
-from ratfast.dtypes import BY_NAME
+from ratfast.averaging.along_rows import Row, RowState, Template, merged
+from ratfast.averaging.members import Member, open_member
 from ratfast.errors import InputError
-from ratfast.layout import Layout, TensorSpec
 
 BUFFERS = ("latest", "average")
 
@@ -47,7 +43,7 @@ class AlongRun:
         self.updates = 0
         self._policy = buffers
         self._device = None if device is None else torch.device(device)
-        self._template: _Template | None = None
+        self._template: Template | None = None
 
     @torch.no_grad()
     def update(
@@ -71,7 +67,7 @@ class AlongRun:
             trajectory.check_loss(val_loss, f"update {self.updates + 1}")
         member = open_member(model, self.updates)
         if self._template is None:
-            self._template = _Template(member, self._policy, self._device)
+            self._template = Template(member, self._policy, self._device)
         self._template.check(member)
         self.updates += 1
         self._update(member, self.updates if step is None else step, val_loss)
@@ -94,16 +90,57 @@ class AlongRun:
         rows = self._rows()
         return (rows[0].first, rows[-1].last, sum(row.count for row in rows)) if rows else (0, 0, 0)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that later updates depend on: JSON-able values, and tensors by name, which share this one's memory."""
+        rows = {name: row.state() for name, row in self._named_rows().items()}
+        values = {"updates": self.updates, "rows": {name: state[0] for name, state in rows.items()}}
+        tensors = {f"{name}:{key}": value for name, state in rows.items() for key, value in state[1].items()}
+        return values | self._numbers(), tensors
+
+    def restore(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Goes on from a `state` of an average with the same settings.
+
+        Args:
+            model: of the names, shapes and types of those that were averaged.
+            values: the state's first part.
+            tensors: the state's second part, on any device.
+        """
+        self.updates = int(values["updates"])
+        self._template = Template(open_member(model, 0), self._policy, self._device)
+        states: dict[str, RowState] = {name: (counts, {}) for name, counts in values["rows"].items()}
+        for name, tensor in tensors.items():
+            row, key = name.split(":", 1)
+            states[row][1][key] = tensor
+        rows = {name: Row.restored(self._template, state) for name, state in states.items()}
+        self._set_rows(rows, values)
+
     def _update(self, member: Member, step: int, val_loss: float | None) -> None:
         raise NotImplementedError
 
-    def _rows(self) -> list[_Row]:
+    def _named_rows(self) -> dict[str, Row]:
+        """All rows that are kept, under names without a colon."""
+        return _numbered(self._rows())
+
+    def _numbers(self) -> dict[str, Any]:
+        """What beside the rows is to be kept."""
+        return {}
+
+    def _set_rows(self, rows: dict[str, Row], values: Mapping[str, Any]) -> None:
+        """Takes what `_named_rows` and `_numbers` gave."""
+        raise NotImplementedError
+
+    def _rows(self) -> list[Row]:
         """The rows whose mean, weighted by their counts, is the average."""
         raise NotImplementedError
 
-    def _new_row(self) -> _Row:
+    def _new_row(self) -> Row:
         assert self._template is not None
-        return _Row(self._template)
+        return Row(self._template)
 
 
 class EMA(AlongRun):
@@ -130,7 +167,7 @@ class EMA(AlongRun):
         super().__init__(buffers=buffers, device=device)
         self.decay = trajectory.check_decay(decay)
         self.warmup = warmup
-        self._row: _Row | None = None
+        self._row: Row | None = None
 
     def _update(self, member: Member, step: int, val_loss: float | None) -> None:
         if self._row is None:
@@ -138,8 +175,11 @@ class EMA(AlongRun):
         decay = trajectory.ema_decay(self._row.count, self.decay, warmup=self.warmup)
         self._row.add(member, step, 1.0 - decay)
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         return [] if self._row is None else [self._row]
+
+    def _set_rows(self, rows: dict[str, Row], values: Mapping[str, Any]) -> None:
+        self._row = rows.get("0")
 
 
 class SWA(AlongRun):
@@ -168,7 +208,7 @@ class SWA(AlongRun):
         super().__init__(buffers=buffers, device=device)
         trajectory.check_positive("every", every)
         self.start, self.every = start, every
-        self._row: _Row | None = None
+        self._row: Row | None = None
 
     def _update(self, member: Member, step: int, val_loss: float | None) -> None:
         if not trajectory.is_swa_step(step, self.start, self.every):
@@ -177,8 +217,11 @@ class SWA(AlongRun):
             self._row = self._new_row()
         self._row.add(member, step)
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         return [] if self._row is None else [self._row]
+
+    def _set_rows(self, rows: dict[str, Row], values: Mapping[str, Any]) -> None:
+        self._row = rows.get("0")
 
 
 class MovingAverage(SWA):
@@ -214,7 +257,7 @@ class LAWA(AlongRun):
         trajectory.check_positive("k", k)
         trajectory.check_positive("every", every)
         self.every = every
-        self._latest: deque[_Row] = deque(maxlen=k)
+        self._latest: deque[Row] = deque(maxlen=k)
 
     def _update(self, member: Member, step: int, val_loss: float | None) -> None:
         if self.updates % self.every:
@@ -226,8 +269,11 @@ class LAWA(AlongRun):
         row.add(member, step)
         self._latest.append(row)
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         return list(self._latest)
+
+    def _set_rows(self, rows: dict[str, Row], values: Mapping[str, Any]) -> None:
+        self._latest = deque(rows.values(), self._latest.maxlen)
 
 
 class SWAD(AlongRun):
@@ -267,10 +313,10 @@ class SWAD(AlongRun):
         self.n_start, self.n_end, self.tolerance = n_start, n_end, tolerance
         self.threshold: float | None = None
         self.ended = False
-        self._segment: _Row | None = None  # of the models since the last evaluation
-        self._recent: list[tuple[_Row, float]] = []  # the evaluated segments from the least loss on
-        self._valley: _Row | None = None  # the segments that are in the average whatever follows
-        self._doubtful: _Row | None = None  # the segments after them, all above the threshold
+        self._segment: Row | None = None  # of the models since the last evaluation
+        self._recent: list[tuple[Row, float]] = []  # the evaluated segments from the least loss on
+        self._valley: Row | None = None  # the segments that are in the average whatever follows
+        self._doubtful: Row | None = None  # the segments after them, all above the threshold
         self._above = 0  # how many they are
 
     def _update(self, member: Member, step: int, val_loss: float | None) -> None:
@@ -287,7 +333,7 @@ class SWAD(AlongRun):
         else:
             self._extend(segment, val_loss)
 
-    def _seek_start(self, segment: _Row, loss: float) -> None:
+    def _seek_start(self, segment: Row, loss: float) -> None:
         if self._recent and self._recent[0][1] > loss:
             self._recent.clear()  # none of these is the least of N_s losses any more
         self._recent.append((segment, loss))
@@ -301,10 +347,10 @@ class SWAD(AlongRun):
             above += 1
         # The search for the end begins after this evaluation, so that it cannot have come before.
         self._above = min(above, self.n_end - 1)
-        self._valley = _merged(rows[: len(rows) - self._above])
-        self._doubtful = _merged(rows[len(rows) - self._above :])
+        self._valley = merged(rows[: len(rows) - self._above])
+        self._doubtful = merged(rows[len(rows) - self._above :])
 
-    def _extend(self, segment: _Row, loss: float) -> None:
+    def _extend(self, segment: Row, loss: float) -> None:
         assert self.threshold is not None and self._valley is not None
         doubtful = segment if self._doubtful is None else self._doubtful.merge(segment)
         self._above += 1
@@ -316,112 +362,26 @@ class SWAD(AlongRun):
         else:
             self._doubtful = doubtful
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[Row]:
         if self._valley is not None:
             return [row for row in (self._valley, self._doubtful) if row is not None]
         return [self._recent[-1][0]] if self._recent else []
 
+    def _named_rows(self) -> dict[str, Row]:
+        single = {"segment": self._segment, "valley": self._valley, "doubtful": self._doubtful}
+        kept = {name: row for name, row in single.items() if row is not None}
+        return kept | _numbered(row for row, _ in self._recent)
 
-class _Template:
-    """What all rows of one model share: which tensors are averaged, and their places."""
+    def _numbers(self) -> dict[str, Any]:
+        losses = [loss for _, loss in self._recent]
+        return {"threshold": self.threshold, "ended": self.ended, "above": self._above, "losses": losses}
 
-    def __init__(self, first: Member, policy: str, device: torch.device | None):
-        self.names = list(first.tensors)
-        self.dtypes = {name: tensor.dtype for name, tensor in first.tensors.items()}
-        self.label = first.label
-        self._all = layout_of(first.tensors)
-        self._shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
-        buffers = buffer_names([first])
-        summed = [
-            name
-            for name, tensor in first.tensors.items()
-            if tensor.is_floating_point() and (policy == "average" or name not in buffers)
-        ]
-        self.kept = [name for name in self.names if name not in set(summed)]
-        place = next((tensor.device for tensor in first.tensors.values()), torch.device("cpu"))
-        self.device = device or place
-        self.layout = Layout.pack(
-            TensorSpec(
-                name,
-                tuple(first.tensors[name].shape),
-                _held_in(dtype_name(name, first.tensors[name])),
-                tuple(strides_of(first.tensors[name])),
-            )
-            for name in summed
-        )
-
-    def check(self, member: Member) -> None:
-        """Raises InputError if a model differs from the first in names or shapes."""
-        shapes = {name: tensor.shape for name, tensor in member.tensors.items()}
-        if shapes != self._shapes:
-            raise layout_mismatch(member.label, self.label, self._all.differences(layout_of(member.tensors)))
-
-    def values(self, member: Member) -> list[Tensor]:
-        """The tensors to be averaged, in the order of the layout and in its memory orders."""
-        return [in_order(member.tensors[entry.name], entry.strides, self.device) for entry in self.layout]
-
-    def average(self, rows: list[_Row]) -> dict[str, Tensor]:
-        """The mean of rows weighted by their counts, in the model's types."""
-        total = sum(row.count for row in rows)
-        outputs = [
-            torch.empty_strided(entry.shape, entry.strides, dtype=self.dtypes[entry.name], device=self.device)
-            for entry in self.layout
-        ]
-        ops.mix_([outputs], [row.tensors for row in rows], [[row.count / total for row in rows]])
-        values = dict(zip((entry.name for entry in self.layout), outputs, strict=True))
-        values.update((name, tensor.clone()) for name, tensor in rows[-1].kept.items())
-        return {name: values[name] for name in self.names}
+    def _set_rows(self, rows: dict[str, Row], values: Mapping[str, Any]) -> None:
+        self._segment, self._valley, self._doubtful = map(rows.get, ("segment", "valley", "doubtful"))
+        losses = values["losses"]
+        self._recent = [(rows[str(number)], loss) for number, loss in enumerate(losses)]
+        self.threshold, self.ended, self._above = values["threshold"], values["ended"], values["above"]
 
 
-class _Row:
-    """A mean of models in one allocation.
-
-    Attributes:
-        tensors: views of it, in the order of the template's layout.
-        kept: copies of the tensors that are not averaged, of the latest model.
-        count: how many models are in it.
-        first: step of the earliest.
-        last: step of the latest.
-    """
-
-    def __init__(self, template: _Template):
-        self._template = template
-        row = torch.empty(template.layout.nbytes, dtype=torch.uint8, device=template.device)
-        self.tensors = [
-            row[entry.offset : entry.offset + entry.nbytes]
-            .view(getattr(torch, entry.dtype))
-            .as_strided(entry.shape, entry.strides)
-            for entry in template.layout
-        ]
-        self.kept: dict[str, Tensor] = {}
-        self.count = self.first = self.last = 0
-
-    def add(self, member: Member, step: int, rate: float | None = None) -> None:
-        """Moves the mean towards a model by `rate`; by default to the mean of all."""
-        values = self._template.values(member)
-        if self.count == 0:
-            self.first = step
-            ops.mix_([self.tensors], [values], [[1.0]])
-        else:
-            rate = 1.0 / (self.count + 1) if rate is None else rate
-            ops.mix_([self.tensors], [self.tensors, values], [[1.0 - rate, rate]])
-        self.kept = {
-            name: member.tensors[name].to(self._template.device, copy=True) for name in self._template.kept
-        }
-        self.count += 1
-        self.last = step
-
-    def merge(self, later: _Row) -> _Row:
-        """Becomes the mean of the models of both, and returns itself."""
-        share = later.count / (self.count + later.count)
-        ops.mix_([self.tensors], [self.tensors, later.tensors], [[1.0 - share, share]])
-        self.kept, self.count, self.last = later.kept, self.count + later.count, later.last
-        return self
-
-
-def _merged(rows: Sequence[_Row]) -> _Row | None:
-    return functools.reduce(_Row.merge, rows) if rows else None
-
-
-def _held_in(dtype: str) -> str:
-    return dtype if BY_NAME[dtype].itemsize >= 4 else "float32"
+def _numbered(rows: Iterable[Row]) -> dict[str, Row]:
+    return {str(number): row for number, row in enumerate(rows)}

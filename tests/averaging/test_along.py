@@ -1,6 +1,7 @@
 """Averages kept while a model trains, against the same averages of all its states in float64."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ratfast
-from ratfast import InputError
-from ratfast.averaging import along, trajectory
+from ratfast import InputError, checkpoints
+from ratfast.averaging import along_rows, trajectory
 from ratfast.averaging.along import EMA, LAWA, SWA, SWAD, MovingAverage
 
 
@@ -181,7 +182,7 @@ def test_wrong_input():
 def test_one_pass_over_the_model_and_few_rows(monkeypatch, average, rows):
     """SWAD merges two rows besides, at evaluations: a pass over rows, not over the model."""
     made, passes = [], []
-    new_row, mix_ = average._new_row, along.ops.mix_
+    new_row, mix_ = average._new_row, along_rows.ops.mix_
     monkeypatch.setattr(average, "_new_row", lambda: made.append(new_row()) or made[-1])
     model = nn.Linear(3, 2)
 
@@ -190,7 +191,7 @@ def test_one_pass_over_the_model_and_few_rows(monkeypatch, average, rows):
         passes.append(any(tensor.data_ptr() in memory for tensors in sources for tensor in tensors))
         mix_(outputs, sources, weights)
 
-    monkeypatch.setattr(along.ops, "mix_", counted)
+    monkeypatch.setattr(along_rows.ops, "mix_", counted)
     for step in range(12):
         before = sum(passes)
         average.update(model, val_loss=1.0 + step % 3 if step % 2 else None)
@@ -216,3 +217,39 @@ def test_copies_and_stored_averages_go_on(make, tmp_path):
     for other in others:
         torch.testing.assert_close(other.average(), average.average(), rtol=0, atol=0)
         assert other.span == average.span
+
+
+LOSSES = [None, 3.0, None, 2.0, 2.5, None, 1.5, 1.9, 1.4, 4.0, None, 4.5, 5.0]
+
+
+@pytest.mark.parametrize("stop", range(len(LOSSES) + 1))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EMA(0.8, warmup=True),
+        lambda: SWA(2, 3),
+        lambda: MovingAverage(4),
+        lambda: LAWA(3, 2),
+        lambda: SWAD(2, 3, 1.2),
+    ],
+    ids=["ema", "swa", "moving average", "lawa", "swad"],
+)
+def test_a_restored_average_goes_on_as_if_nothing_had_been(make, stop, tmp_path):
+    states = run(len(LOSSES))
+    whole, before, after = make(), make(), make()
+
+    def update(average, steps):
+        for step in steps:
+            average.update(states[step], step=step, val_loss=LOSSES[step])
+
+    update(whole, range(len(LOSSES)))
+    update(before, range(stop))
+    values, tensors = before.state()
+    if tensors:
+        checkpoints.save(tensors, tmp_path / "state")
+        tensors = checkpoints.load(tmp_path / "state")
+    after.restore(states[0], json.loads(json.dumps(values)), tensors)
+    update(after, range(stop, len(LOSSES)))
+    assert after.span == whole.span and after.updates == whole.updates
+    for name, value in whole.average().items():
+        assert torch.equal(after.average()[name], value), name
