@@ -18,7 +18,7 @@ from ratfast.averaging.members import Member, Model, buffer_names, model_list, o
 from ratfast.averaging.rules import check_buffers, check_weights, not_finite
 from ratfast.averaging.sections import Section, sections
 from ratfast.averaging.statistics import warn_if_statistics_differ
-from ratfast.checkpoints import MappedFile, is_safetensors, read_header
+from ratfast.checkpoints import is_safetensors, open_checkpoint, read_header
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Entry, Layout, TensorSpec
@@ -339,9 +339,10 @@ def _layout(
 
 def _row(model: Any, member: Member, layout: Layout, device: torch.device) -> Tensor:
     if device.type == "cpu" and _is_mappable(model):
-        file = MappedFile(model, writable=True)
-        if file.header.layout == layout and file.header.data_start % 8 == 0:
-            return torch.from_numpy(file.row)
+        file = open_checkpoint(model, writable=True)
+        row = np.frombuffer(file.row, np.uint8)
+        if file.layout == layout and row.ctypes.data % 8 == 0:
+            return torch.from_numpy(row)
     row = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
     for entry in layout:
         if entry.name in member.tensors:  # of Fisher diagonals the others are never read

@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from ratfast.checkpoints.names import is_statistic_name
 
-Statistics = Mapping[str, np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+
+Statistics: TypeAlias = "Mapping[str, np.ndarray]"
 """Arrays of float64 by name; entries that are no batch-norm mean or variance are not looked at."""
 
 
@@ -77,6 +79,8 @@ def warn_if_statistics_differ(models: Sequence[Statistics], labels: Sequence[str
 
 
 def _distance(first: np.ndarray, other: np.ndarray) -> float:
+    import numpy as np
+
     equal = (first == other) | (np.isnan(first) & np.isnan(other))
     if equal.all():
         return 0.0

@@ -14,7 +14,6 @@ from ratfast.checkpoints.checkpoint import Checkpoint, sha256_checkpoints
 from ratfast.checkpoints.finding import find_checkpoints
 from ratfast.checkpoints.hashing import sha256, sha256_files, sha256_streams
 from ratfast.checkpoints.header import Header, is_safetensors, read_header, read_metadata
-from ratfast.checkpoints.mapped import MappedFile
 from ratfast.checkpoints.opening import open_checkpoint
 from ratfast.checkpoints.writing import as_bytes, encode_header, write, write_chunks
 
@@ -25,7 +24,6 @@ __all__ = [
     "TEMPORARY_FILES",
     "Checkpoint",
     "Header",
-    "MappedFile",
     "as_bytes",
     "atomic_file",
     "encode_header",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +38,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise InputError(f"{path} is not an ordinary file, so it cannot be replaced by a checkpoint")
     if not target.parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {target.parent} does not exist")
-    temporary = target.parent / TEMPORARY_FILES.replace("*", secrets.token_hex(8))
+    temporary = target.parent / TEMPORARY_FILES.replace("*", os.urandom(8).hex())
     try:
         # Not by tempfile, whose files only their owner may read: this one is the result.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -143,15 +143,16 @@ def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _mapped(entry: Entry, data: np.ndarray) -> Tensor:
-    if data.ctypes.data % BY_NAME[entry.dtype].itemsize or entry.nbytes == 0:
+def _mapped(entry: Entry, data: memoryview) -> Tensor:
+    array = np.frombuffer(data, np.uint8)
+    if array.ctypes.data % BY_NAME[entry.dtype].itemsize or entry.nbytes == 0:
         return _read(entry, data)  # legal in a file, but not for a tensor
-    elements = torch.from_numpy(data).view(getattr(torch, entry.dtype))
+    elements = torch.from_numpy(array).view(getattr(torch, entry.dtype))
     return elements.as_strided(entry.shape, entry.strides)
 
 
-def _read(entry: Entry, data: np.ndarray) -> Tensor:
+def _read(entry: Entry, data: memoryview) -> Tensor:
     tensor = torch.empty_strided(entry.shape, entry.strides, dtype=getattr(torch, entry.dtype))
     if entry.nbytes:
-        np.copyto(tensor_bytes(tensor.as_strided((entry.numel,), (1,))), data)
+        np.copyto(tensor_bytes(tensor.as_strided((entry.numel,), (1,))), np.frombuffer(data, np.uint8))
     return tensor

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ratfast.checkpoints.atomic import atomic_file
 from ratfast.checkpoints.header import ALIASES_KEY, HEADER_LIMIT, METADATA_KEY
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, contiguous_strides
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ALIGNMENT = 64
 
@@ -140,6 +141,8 @@ def write(
 
 def as_bytes(buffer: Any) -> np.ndarray:
     """A contiguous buffer as (bytes,) uint8, without copying it; a tensor on another device is fetched."""
+    import numpy as np
+
     array = np.asarray(buffer.cpu() if hasattr(buffer, "cpu") else buffer)
     if not array.flags.c_contiguous:
         raise ValueError("the row is not contiguous")
@@ -155,6 +158,8 @@ def _in_c_order(entry: Entry, row: np.ndarray) -> np.ndarray:
     data = row[entry.offset : entry.offset + entry.nbytes]
     if _is_c_order(entry) or entry.numel == 0:
         return data
+    import numpy as np
+
     itemsize = BY_NAME[entry.dtype].itemsize
     # Elements are moved as bytes of their width: numpy has no bfloat16, and nothing is computed here.
     elements = np.ndarray(

@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from ratfast.averaging.files import Written, again, average_files, merge_files
-from ratfast.averaging.mergekit import read_mergekit
 from ratfast.averaging.methods import METHODS, has_base, method_options
 from ratfast.averaging.rules import BUFFERS
 from ratfast.checkpoints import find_checkpoints, open_checkpoint
@@ -207,6 +206,8 @@ def _combine(
 
 
 def _configured(config: str, output: str, buffers: str, dtype: str | None) -> Written:
+    from ratfast.averaging.mergekit import read_mergekit
+
     merge = read_mergekit(config)
     with _progress([str(path) for path in merge.paths]) as progress:
         return merge_files(
