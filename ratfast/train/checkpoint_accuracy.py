@@ -63,6 +63,7 @@ def checkpoint_accuracy(
     image_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    on_bad_image: str = "error",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the domains of a data set, every image of each.
@@ -75,10 +76,12 @@ def checkpoint_accuracy(
         image_size: pixels, where the checkpoint does not say.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32` or `bfloat16`.
+        on_bad_image: `error`, or `skip` to leave out images that cannot be read.
         console: where progress is shown; standard error by default.
 
     Returns:
-        `checkpoint`, `dataset`, and `domains`: by name `accuracy` (a fraction), `correct` and `images`.
+        `checkpoint`, `dataset`, and `domains`: by name `accuracy` (a fraction), `correct` and `images`; with
+        `skip` also `left_out`: the files that cannot be read, each with its defect.
 
     Raises:
         InputError: the checkpoint or the data set is wrong, or they do not fit each other.
@@ -95,12 +98,21 @@ def checkpoint_accuracy(
     domains = {}
     with Display(console) as display:
         paths = [path for index in chosen for path in dataset.domains[index].paths]
-        data.check_images(paths, progress=partial(display.count, "checking images"))
+        left_out: list[data.BadImage] = []
+        if on_bad_image == "skip":
+            progress = partial(display.count, "decoding every image")
+            left_out = data.find_bad_images(paths, decode=True, progress=progress)
+            dataset = dataset.leave_out(image.path for image in left_out)
+        else:
+            data.check_images(paths, progress=partial(display.count, "checking images"))
         for index in chosen:
             entry = dataset.domains[index]
-            labels = torch.as_tensor(entry.labels, device=where)
+            usable = entry.usable()
+            if not len(usable):
+                raise InputError(f"no image of domain {entry.name!r} of {dataset.root} can be read")
+            labels = torch.as_tensor(entry.labels[usable], device=where)
             images = data.decode(
-                entry.paths,
+                [entry.paths[i] for i in usable],
                 model.image_size,
                 device=where,
                 progress=partial(display.count, f"decoding {entry.name}"),
@@ -114,4 +126,5 @@ def checkpoint_accuracy(
             )
             correct = round(fraction * len(labels))
             domains[entry.name] = {"accuracy": fraction, "correct": correct, "images": len(labels)}
-    return {"checkpoint": str(path), "dataset": dataset.name, "domains": domains}
+    result = {"checkpoint": str(path), "dataset": dataset.name, "domains": domains}
+    return result | ({"left_out": dict(left_out)} if on_bad_image == "skip" else {})

@@ -71,11 +71,11 @@ from ratfast import native, ops
 assert native.covers("cuda") and not torch.cuda.is_initialized()
 absent = types.SimpleNamespace(device=torch.device("cuda", 99))
 for _ in range(2):
-    ops._check_cuda([absent])
+    ops.registration.check_cuda([absent])
 assert not native.covers("cuda") and native.covers("cpu")
 for name in ("mix_", "gram", "combine_", "adam_"):
     lines = torch._C._dispatch_dump(f"ratfast::{name}").splitlines()
-    assert any(line.startswith("CUDA: ") and "ops.py" in line for line in lines), lines
+    assert any(line.startswith("CUDA: ") and "ops/registration.py" in line for line in lines), lines
 print(native.status().reason)
 """
 
