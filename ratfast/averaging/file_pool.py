@@ -123,12 +123,7 @@ class FilePool:
 
     def strings(self) -> dict[str, str]:
         """What the headers of all models say alike, besides this library's note."""
-        first = self.files[0].strings
-        return {
-            key: value
-            for key, value in first.items()
-            if all(file.strings.get(key) == value for file in self.files[: self._models])
-        }
+        return common_strings(self.files[: self._models])
 
     def grams(self) -> np.ndarray:
         """(T, N, N) float64: inner products of all pairs of models, for each parameter."""
@@ -386,6 +381,15 @@ class FilePool:
             batches[-1].append(name)
             size += self.layout[name].nbytes
         return batches
+
+
+def common_strings(files: Sequence[Checkpoint]) -> dict[str, str]:
+    """What the headers of all files say alike, besides this library's note."""
+    return {
+        key: value
+        for key, value in files[0].strings.items()
+        if all(file.strings.get(key) == value for file in files)
+    }
 
 
 def _ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:

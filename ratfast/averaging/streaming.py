@@ -5,7 +5,6 @@ The process's own memory holds a few pieces, whatever the size of the models; wh
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ratfast.averaging.combination import Combination
 from ratfast.averaging.file_pool import FilePool, Span, threads
-from ratfast.checkpoints import Checkpoint, atomic_file, encode_header, sha256_checkpoints
+from ratfast.checkpoints import Checkpoint, atomic_files, encode_header, sha256_checkpoints
 from ratfast.checkpoints.mapped import LARGE
 from ratfast.dtypes import BY_NAME
 
@@ -100,8 +99,7 @@ def write_outputs(
         InputError: a result is not finite, or an output cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(atomic_file(path)) for path in outputs]
+    with atomic_files(outputs) as files:
         strings = pool.strings()
         unknown = ["0" * 64] * len(pool)
         for k, file in enumerate(files):

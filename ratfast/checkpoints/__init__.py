@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ratfast import lazy
-from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file
+from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file, atomic_files
 from ratfast.checkpoints.checkpoint import Checkpoint, sha256_checkpoints
 from ratfast.checkpoints.finding import find_checkpoints
 from ratfast.checkpoints.hashing import sha256, sha256_files, sha256_streams
@@ -26,6 +26,7 @@ __all__ = [
     "Header",
     "as_bytes",
     "atomic_file",
+    "atomic_files",
     "encode_header",
     "find_checkpoints",
     "is_safetensors",

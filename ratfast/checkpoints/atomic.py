@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,6 +61,17 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
+    """`atomic_file` for several files: none takes its name before the data of all are on the disk."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(path)) for path in paths]
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ratfast.checkpoints.atomic import atomic_file
 from ratfast.checkpoints.header import ALIASES_KEY, HEADER_LIMIT, METADATA_KEY
@@ -102,11 +102,16 @@ def write_chunks(
     """
     start = encode_header(layout, metadata, aliases=aliases, strings=strings)
     with atomic_file(path) as file:
-        file.write(start)
-        for chunk in chunks:
-            file.write(chunk)
-        if file.tell() != len(start) + layout.nbytes:
-            raise ValueError(f"{file.tell() - len(start)} bytes were given for a row of {layout.nbytes}")
+        write_into(file, start, layout, chunks)
+
+
+def write_into(file: BinaryIO, start: bytes, layout: Layout, chunks: Iterable[Any]) -> None:
+    """Writes the content of `write_chunks` into an open file, after the `start` that `encode_header` made."""
+    file.write(start)
+    for chunk in chunks:
+        file.write(chunk)
+    if file.tell() != len(start) + layout.nbytes:
+        raise ValueError(f"{file.tell() - len(start)} bytes were given for a row of {layout.nbytes}")
 
 
 def write(
