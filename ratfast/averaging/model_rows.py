@@ -49,7 +49,7 @@ def new_row(nbytes: int, device: torch.device) -> Tensor:
     if device.type != "cpu" or nbytes < _HUGE_FROM:
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
     # The pages of a large row are a good part of the time of what fills it once.
-    memory = mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # the system has none
             memory.madvise(mmap.MADV_HUGEPAGE)

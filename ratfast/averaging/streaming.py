@@ -125,7 +125,7 @@ def _write_rows(
     from concurrent.futures import ThreadPoolExecutor  # an import that costs as much as opening twenty files
 
     size = max(8, min(_PIECE_BYTES, _OWN_BYTES // (_PIECES * len(files)) // 8 * 8, pool.layout.nbytes))
-    free = deque([memoryview(mmap.mmap(-1, size)) for _ in files] for _ in range(_PIECES))
+    free = deque([_memory(size) for _ in files] for _ in range(_PIECES))
     written: deque[tuple[Future[None], list[memoryview]]] = deque()
     large = pool.nbytes() >= LARGE
     with ThreadPoolExecutor(1) as writer:
@@ -167,6 +167,11 @@ def pieces(pool: FilePool, size: int) -> Iterator[tuple[list[Span], int]]:
             filled += count * itemsize
     if spans:
         yield spans, filled
+
+
+def _memory(size: int) -> memoryview:
+    """Memory of this process alone, at the start of a page."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def _start_writing_out(files: Sequence[BinaryIO]) -> None:
