@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except PermissionError as error:
         raise InputError(f"{path} cannot be written: no permission to write to {target.parent}") from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise InputError(f"{path} cannot be written: {target.parent} is read-only") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         try:

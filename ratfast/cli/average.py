@@ -167,6 +167,10 @@ def average(
         else:
             written = _combine(checkpoints, output, method, given, buffers, dtype)
     except OSError as error:
+        if error.filename is None:  # what is written has a name
+            raise click.ClickException(
+                f"a checkpoint could not be read: {error.strerror or error}"
+            ) from error
         raise click.ClickException(f"{output} could not be written: {error.strerror or error}") from error
     models = f"{written.models} checkpoint{'s' if written.models != 1 else ''}"
     for path in written.paths:
