@@ -138,13 +138,13 @@ def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset
         raise InputError(
             f"dataset folder {root} {state}; expected a folder of the form {root}/<domain>/<class>/<image>"
         )
-    domain_names = _subfolders(root)
+    domain_names = subfolders(root)
     if not domain_names:
         raise InputError(f"dataset folder {root} holds no domains; expected {root}/<domain>/<class>/<image>")
     classes: list[str] = []
     domains = []
     for domain_name in domain_names:
-        found = _subfolders(root / domain_name)
+        found = subfolders(root / domain_name)
         if not found:
             raise InputError(
                 f"domain folder {root / domain_name} holds no class folders; "
@@ -158,7 +158,12 @@ def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset
     return DomainDataset(name or root.resolve().name, root, tuple(classes), tuple(domains))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; links to folders count.
+
+    Raises:
+        InputError: it cannot be listed, or a link in it leads nowhere.
+    """
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -218,22 +223,30 @@ def _difference(root: Path, first: str, classes: list[str], domain: str, found: 
     return f"the domains of {root} must have the same class folders, but {' and '.join(parts)}"
 
 
+def class_images(folder: Path) -> list[str]:
+    """The images at or below the folder of a class, in the order of `torchvision.datasets.ImageFolder`.
+
+    Raises:
+        InputError: a folder cannot be listed, or lies within itself.
+    """
+    return [
+        os.path.join(below, file)
+        for below, files in sorted(_walk(folder))  # by folder path
+        for file in sorted(files)
+        if file.lower().endswith(IMAGE_EXTENSIONS)
+    ]
+
+
 def _scan_domain(root: Path, domain: str, classes: list[str]) -> Domain:
     paths: list[str] = []
     counts = []
     for label in classes:
-        before = len(paths)
-        # By folder path, as ImageFolder sorts them.
-        for folder, files in sorted(_walk(root / domain / label)):
-            paths += [
-                os.path.join(folder, file)
-                for file in sorted(files)
-                if file.lower().endswith(IMAGE_EXTENSIONS)
-            ]
-        if len(paths) == before:
+        found = class_images(root / domain / label)
+        if not found:
             raise InputError(
                 f"class folder {root / domain / label} holds no images; expected files ending in "
                 + ", ".join(IMAGE_EXTENSIONS)
             )
-        counts.append(len(paths) - before)
+        paths += found
+        counts.append(len(found))
     return Domain(domain, tuple(paths), np.repeat(np.arange(len(classes), dtype=np.int64), counts))

@@ -17,10 +17,20 @@ from ratfast.train.evaluation import accuracy
 from ratfast.train.progress import Display
 
 
-def _build(
+def build_network(
     path: Path, dataset: data.DomainDataset, backbone: str | None, image_size: int | None
 ) -> models.Classifier:
-    """The network that the checkpoint says it is of, or that the caller says."""
+    """The network that a checkpoint says it is of, or that the caller says; its weights are not filled in.
+
+    Args:
+        path: the checkpoint.
+        dataset: what it is to be evaluated on.
+        backbone: name of the network, where the checkpoint does not say.
+        image_size: pixels, where the checkpoint does not say.
+
+    Raises:
+        InputError: the network is not known, or was trained for other classes than the data set's.
+    """
     stored = checkpoints.read_metadata(path).get("model", {})
     image_size = image_size or stored.get("image_size")
     if image_size is None or not (backbone or "backbone" in stored):
@@ -39,8 +49,17 @@ def _build(
     return models.build(backbone, len(classes), image_size=image_size, classes=classes)
 
 
-def _fill(model: models.Classifier, weights: dict[str, Tensor], path: Path) -> None:
-    """Copies a state dict into the network, names and shapes as they must be."""
+def fill_network(model: models.Classifier, weights: dict[str, Tensor], path: Path) -> None:
+    """Copies a state dict into the network, names and shapes as they must be.
+
+    Args:
+        model: the network.
+        weights: its new weights.
+        path: where they come from, for the error.
+
+    Raises:
+        InputError: names or shapes are not the network's.
+    """
     expected = model.state_dict()
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]
@@ -92,8 +111,8 @@ def checkpoint_accuracy(
     dataset = data.scan(folder)
     everything = range(len(dataset.domains))
     chosen = everything if domain is None else [dataset.domain_index(domain)]
-    model = _build(path, dataset, backbone, image_size)
-    _fill(model, weights, path)
+    model = build_network(path, dataset, backbone, image_size)
+    fill_network(model, weights, path)
     model.to(where, memory_format=torch.channels_last)
     domains = {}
     with Display(console) as display:
