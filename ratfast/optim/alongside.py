@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ratfast.optim import averaged
+from ratfast.optim.plans import Plans
 from ratfast.optim.scaling import Scaling
 from ratfast.optim.state import StateTable
 
@@ -52,7 +53,7 @@ class GoesAlong:
     _alongside: Alongside
     _scaling: Scaling
     _mean: averaged.Mean
-    _known_changes: int
+    _plans: Plans
     _holds_averages = False
 
     @property
@@ -77,7 +78,7 @@ class GoesAlong:
         changed = Alongside(**{**asdict(self._alongside), name: value})
         changed.check()
         self._alongside = changed
-        self._known_changes = -1  # so that all plans are made anew
+        self._plans.forget()
 
     @property
     def grad_norm(self) -> Tensor | None:

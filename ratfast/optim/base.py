@@ -15,8 +15,8 @@ from ratfast.errors import InputError
 from ratfast.gradients import gradient_row
 from ratfast.optim import averaged, options, state_dicts
 from ratfast.optim.alongside import Alongside, GoesAlong
-from ratfast.optim.checks import check_gradients, check_state
 from ratfast.optim.plan import Kept, Part, Plan
+from ratfast.optim.plans import Plans
 from ratfast.optim.scaling import PLAIN, Factor, Scaling
 from ratfast.optim.state import StateTable
 
@@ -238,14 +238,14 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
         return {**self.defaults, **_missing_options(), **group}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._counts}
+        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._plans.counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_loading", None)
         self.state = StateTable(self.state)
         self._forget_plans()
-        self._counts = state.get("_counts", {})
+        self._plans.counts.update(state.get("_counts", {}))
         for group in self.param_groups:
             for option, value in _missing_options().items():
                 if option in self.defaults:
@@ -270,18 +270,16 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
         return Kept(self._moments(group), self._counts_steps, alongside.master_weights, averages)
 
     def _forget_plans(self) -> None:
-        self._plans: list[Plan] = []
-        self._known_changes = -1
-        self._counts: dict[Tensor, Tensor] = {}
+        self._plans = Plans()
         self._scaling = Scaling()
         self._mean = averaged.Mean()
         self._zeroed: dict[int, tuple[Tensor, int]] = {}  # what the step left zero, and its version then
 
     def _current_plans(self) -> list[Plan]:
-        """A plan for each group, made anew where something has changed; gradients are brought."""
+        """A plan for each group, as `ratfast.optim.plans.Plans` keeps them; gradients are brought."""
         if type(self.state) is not StateTable:
             self.state = StateTable(self.state)
-            self._known_changes = -1
+            self._plans.forget()
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if capturing:
             self._check_capture()
@@ -289,53 +287,16 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
             raise InputError(
                 "the parameters hold their averages: steps are made outside of averaged_parameters()"
             )
-        changed = self._known_changes != self.state.changes.count
-        plans: list[Plan | None] = []
-        grads: list[list[Tensor | None]] = []
-        for number, group in enumerate(self.param_groups):
+        for group in self.param_groups:
             self._check_step(group)
-            plan = self._plans[number] if number < len(self._plans) and not changed else None
-            found = None
-            if plan is not None and plan.kept.moments == self._moments(group):
-                found = plan.grads(group["params"])
-            plans.append(None if found is None else plan)
-            grads.append([param.grad for param in group["params"]] if found is None else found)
-        if None in plans:
-            self._replace(plans, grads, capturing)
-        for plan, brought in zip(self._plans, grads, strict=True):
-            for part in plan.parts:
-                part.bring(brought)
-        return self._plans
-
-    def _replace(self, plans: list[Plan | None], grads: list[list[Tensor | None]], capturing: bool) -> None:
-        """Makes the plans that are None, after everything has been checked."""
-        if capturing:
-            raise InputError(
-                f"{type(self).__name__} has to make a step with the same parameters and gradients before one can be "
-                "captured into a CUDA graph"
+        plans, renewed = self._plans.current(self.param_groups, self.state, self._kept, capturing)
+        if renewed and self._alongside.swa:
+            self._mean.attach(
+                [param for group in self.param_groups for param in group["params"] if param in self.state],
+                self.state,
             )
-        for number, group in enumerate(self.param_groups):
-            if plans[number] is None:
-                kept = self._kept(group)
-
-                def name(index: int, group: dict[str, Any] = group, number: int = number) -> str:
-                    return state_dicts.name_of(group, number, index)
-
-                check_gradients(group["params"], grads[number], name)
-                for index, param in enumerate(group["params"]):
-                    if param in self.state:
-                        check_state(param, self.state[param], kept.names(), name(index))
-        for number, group in enumerate(self.param_groups):
-            if plans[number] is None:
-                kept = self._kept(group)
-                plans[number] = Plan(group["params"], grads[number], self.state, self._counts, kept)
-        self._plans = [plan for plan in plans if plan is not None]
-        if self._alongside.swa:
-            params = [
-                param for group in self.param_groups for param in group["params"] if param in self.state
-            ]
-            self._mean.attach(params, self.state)
-        self._known_changes = self.state.changes.count
+            self._plans.accept_changes(self.state)
+        return plans
 
     def _check_step(self, group: Mapping[str, Any]) -> None:
         """Refuses hyperparameters that were changed to what they may not be since the group was added."""
