@@ -138,18 +138,20 @@ def fit(
     validator = Validator(model, validation, schedule.precision)
     loss_sum, loss_count = torch.zeros((), device=arena.device), 0
     optimizer = None
+    arena.zero_grad()
     model.train()
     for step, batch in zip(range(schedule.steps), loader, strict=False):
         probing = step < schedule.probe_steps
         if step in (0, schedule.probe_steps):
             # A new Adam at the end of the probe, as in the official release.
             parameters = model.classifier.parameters() if probing else model.parameters()
-            optimizer = FusedAdam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+            optimizer = FusedAdam(
+                parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, zero_grads=True
+            )
         with autocast(arena.device, schedule.precision):
             loss = (_head_loss if probing else _full_loss)(model, batch)
         loss.backward()
-        optimizer.step()
-        arena.zero_grad()
+        optimizer.step()  # which leaves the gradients zero
         loss_sum += loss.detach()
         loss_count += 1
         on_step(len(batch.labels))
