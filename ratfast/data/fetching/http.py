@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-
 from ratfast.errors import InputError
 from ratfast.version import __version__
 
