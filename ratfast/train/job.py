@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from ratfast.config import Recipe
 from ratfast.train import records
 from ratfast.train.context import Context
 from ratfast.train.evaluation import correct_mask
-from ratfast.train.fit import Schedule, fit
+from ratfast.train.fit import Schedule, Training
 from ratfast.train.plan import Job, evaluation_interval, run_arguments
 from ratfast.train.rows import start_along
+from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
 from ratfast.train.validation import Validator
+from ratfast.version import __version__
 
 RUN = "run.json"
 
@@ -69,7 +72,14 @@ def run_job(job: Job, context: Context) -> None:
         splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
         validator = Validator(model, splits, context.precision, job.test_env)
         loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed))
-        fitted = fit(model, arena, loader, validator, schedule, progress.step, progress.evaluated, along)
+        training = Training(model, arena, validator, schedule, along)
+        snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams))
+        earlier = snapshots.load()
+        if earlier is not None:
+            training.restore(earlier)
+            progress.skip(training.updates)
+            context.display.say(f"{job.name}: goes on after update {training.updates}")
+        fitted = training.run(loader, progress.step, progress.evaluated, snapshots)
 
     held_out = HeldOut(job, context) if job.test_env is not None and job.stage != "probe" else None
     last = fitted.rows[-1]
@@ -109,9 +119,23 @@ def run_job(job: Job, context: Context) -> None:
             record["along"] = _along_records(along, model, job, context, held_out, folder)
         timing = {"seconds": seconds, "images_per_second": progress.images_per_second}
         records.write_json(folder / RUN, {**record, **timing})
+    snapshots.forget()
     line = f"{job.name}: from {job.start}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
     progress.end()
     context.display.say(f"{line}, {seconds:.0f} s")
+
+
+def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
+    """Where a run keeps its state while it goes on: beside the folder that it will have."""
+    folder = context.output / job.name
+    identity = {
+        "job": asdict(job),
+        "schedule": asdict(schedule),
+        "hparams": dict(hparams),
+        "backbone": context.recipe.model.backbone,
+        "version": __version__,
+    }
+    return Snapshots(folder.with_name(folder.name + records.SNAPSHOT_SUFFIX), identity)
 
 
 class HeldOut:

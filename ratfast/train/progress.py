@@ -40,6 +40,12 @@ class RunProgress:
         known = [f"{self._name}: update {self._done} of {self._steps}", speed, self._accuracy]
         self._display.heartbeat(", ".join(filter(None, known)))
 
+    def skip(self, updates: int) -> None:
+        """Takes note of updates that an earlier process made."""
+        self._done += updates
+        self._display.bars.update(self._bar, advance=updates)
+        self._display.advance(updates)
+
     def evaluated(self, accuracy: float) -> None:
         """Shows the last validation accuracy."""
         self._accuracy = f"val {accuracy:.3f}"

@@ -23,6 +23,8 @@ CHECKPOINT = "model.safetensors"
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
 RECIPE = "recipe.toml"
+SNAPSHOT_SUFFIX = ".snapshot"
+"""Of the file beside a run's folder that holds the state of the run while it goes on."""
 
 
 def write_text(path: Path, text: str) -> None:

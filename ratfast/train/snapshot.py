@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,7 +55,7 @@ class Snapshots:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = path
-        self._identity = identity
+        self._identity = json.loads(json.dumps(identity))  # as a file gives it back
         self._interval = interval
         self._clock = clock
         self._last = clock()

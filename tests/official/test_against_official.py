@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_first_losses(name) -> None:
     from ratfast import models
     from ratfast.arena import Arena
     from ratfast.data import Batch
-    from ratfast.train.fit import Schedule, fit
+    from ratfast.train.fit import Schedule, Training
     from ratfast.train.validation import PlainImages, Validator
 
     case = cases.TRAININGS[name]
@@ -95,9 +96,11 @@ def test_the_first_losses(name) -> None:
     )
     model.classifier.load_state_dict(cases.head().state_dict())
     model.to(memory_format=torch.channels_last)
-    batches = (
-        Batch(*(torch.cat(parts) for parts in zip(*cases.minibatches(step), strict=True)))
-        for step in range(cases.STEPS)
+    batches = SimpleNamespace(
+        batches=lambda start, stop: (
+            Batch(*(torch.cat(parts) for parts in zip(*cases.minibatches(step), strict=True)))
+            for step in range(start, stop)
+        )
     )
     probe_steps = cases.STEPS if case["what_is_trainable"] == "classifier" else 0
     if case["lp_steps"]:
@@ -112,6 +115,7 @@ def test_the_first_losses(name) -> None:
     )
     nothing = PlainImages(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     validator = Validator(model, {(0, "out"): nothing}, "float32")
-    fitted = fit(model, Arena(model), batches, validator, schedule, lambda n: None, lambda v: None)
+    training = Training(model, Arena(model), validator, schedule)
+    fitted = training.run(batches, lambda n: None, lambda v: None)
     found = [row["loss"] for row in fitted.rows]
     assert found == pytest.approx(recorded("losses")[name], abs=1e-4)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 from ratfast import InputError, models
 from ratfast.arena import Arena
 from ratfast.data import Batch
-from ratfast.train.fit import Schedule, fit
+from ratfast.train.fit import Schedule, Training
 from ratfast.train.validation import PlainImages, Validator
 
 
@@ -14,7 +16,7 @@ class FixedLoader:
 
     def __init__(self, count: int = 4, scale: float = 1.0):
         generator = torch.Generator().manual_seed(3)
-        self.batches = [
+        self._batches = [
             Batch(
                 scale * torch.randn(4, 3, 32, 32, generator=generator).to(memory_format=torch.channels_last),
                 torch.randint(0, 3, (4,), generator=generator),
@@ -22,9 +24,8 @@ class FixedLoader:
             for _ in range(count)
         ]
 
-    def __iter__(self):
-        while True:
-            yield from self.batches
+    def batches(self, start=0, stop=None):
+        return itertools.islice(itertools.cycle(self._batches), start, stop)
 
 
 def validation() -> dict:
@@ -44,15 +45,8 @@ def train(model, arena, loader=None, **changes):
     values = {
         "steps": 4, "probe_steps": 0, "eval_every": 2, "lr": 1e-3, "weight_decay": 1e-4, "precision": "float32"
     }  # fmt: skip
-    return fit(
-        model,
-        arena,
-        loader or FixedLoader(),
-        Validator(model, validation(), "float32"),
-        Schedule(**values | changes),
-        lambda n: None,
-        lambda v: None,
-    )
+    training = Training(model, arena, Validator(model, validation(), "float32"), Schedule(**values | changes))
+    return training.run(loader or FixedLoader(), lambda n: None, lambda v: None)
 
 
 def test_the_result_is_that_of_torchs_adam() -> None:
@@ -60,7 +54,7 @@ def test_the_result_is_that_of_torchs_adam() -> None:
     train(model, arena)
     reference, _ = build()
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3, weight_decay=1e-4)
-    for _, batch in zip(range(4), FixedLoader(), strict=False):
+    for _, batch in enumerate(FixedLoader().batches(0, 4)):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(reference(batch.images), batch.labels).backward()
         optimizer.step()
