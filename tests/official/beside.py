@@ -230,7 +230,9 @@ def compare_averages(root: Path, official: Official) -> Iterator[tuple[str, Any]
         list(files.values()), root / "uniform.safetensors", buffers="keep"
     )  # `update_count` differs
     ours = checkpoints.load(root / "uniform.safetensors")
-    farthest = max(float((ours[f"network.{name}"] - value).abs().max()) for name, value in parameters.items())
+    farthest = max(
+        float((ours[f"network.{name}"] - value.detach()).abs().max()) for name, value in parameters.items()
+    )
     yield "uniform average: largest difference of a weight", farthest
     load(ours)
     test = accuracy(model, images[TEST_ENV].images, images[TEST_ENV].labels, "float32")
