@@ -29,6 +29,7 @@ LAYERS = [
     {"ratfast.optim"},
     {"ratfast.train"},
     {"ratfast.analysis"},
+    {"ratfast.report"},
     {"ratfast.cli"},
 ]
 ENGINES = (
