@@ -71,6 +71,16 @@ def score(values: Sequence[float]) -> Score:
     return Score(mean, std / math.sqrt(len(values)), len(values))
 
 
+def mean_score(scores: Sequence[Score | None]) -> Score:
+    """The mean over test domains, whose errors are independent; nothing where one of them is missing."""
+    found = [score for score in scores if score is not None and score.mean is not None]
+    if not found or len(found) < len(scores):
+        return Score(None, None, 0)
+    errors = [score.error for score in found if score.error is not None]
+    error = math.hypot(*errors) / len(errors) if len(errors) == len(found) else None
+    return Score(fmean(score.mean for score in found if score.mean is not None), error, len(found))
+
+
 def method_rows(output: Output) -> list[MethodRow]:
     """The table of one output folder; empty without a summary."""
     members, lines = output.members, output.lines
@@ -116,8 +126,8 @@ def _line(line: Mapping[str, Any]) -> MethodRow:
     trials = line.get("trials") if isinstance(line.get("trials"), int) else 1
     error = line.get("test_error") if trials > 1 else None
     return MethodRow(
-        method=str(line.get("method", "?")),
-        detail=f"{line.get('selection', '?')}: {line.get('definition', '')}".rstrip(": "),
+        method=f"{line.get('method', '?')}, {line.get('selection', '?')}",
+        detail=str(line.get("definition", "")),
         of="trials",
         val=Score(line.get("val"), None, trials),
         test=Score(line.get("test"), error, trials),

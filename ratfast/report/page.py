@@ -6,13 +6,12 @@ import importlib.resources
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from ratfast.errors import InputError
 from ratfast.report.charts import short
 from ratfast.report.drawing import PALETTE, Chart, inline_svg
-from ratfast.report.methods import NOTHING, MethodRow, is_number, method_rows
+from ratfast.report.methods import NOTHING, MethodRow, is_number, mean_score, method_rows
 from ratfast.report.reading import Output, Run
 from ratfast.version import __version__
 
@@ -154,21 +153,19 @@ def section(output: Output, charts: list[Chart]) -> Section:
 
 def _overview(sections: Sequence[Section]) -> dict[str, Any]:
     """Test accuracy by method and output folder, and its mean over them where none is missing."""
-    tests = [{row.method + (f" ({row.detail.split(':')[0]})" if row.is_average else ""): row.test for row in s.rows}
-             for s in sections]  # fmt: skip
+    tests = [{row.method: row.test for row in section.rows} for section in sections]
     methods = list(dict.fromkeys(name for test in tests for name in test))
     rows = []
     for method in methods:
         found = [test.get(method) for test in tests]
-        means = [score.mean for score in found if score is not None and score.mean is not None]
-        rows.append(
-            {
-                "method": method,
-                "cells": [NOTHING if score is None else score.text for score in found],
-                "mean": f"{100 * fmean(means):.1f}" if len(means) == len(sections) else NOTHING,
-            }
-        )
-    return {"columns": [s.output.title for s in sections], "rows": rows}
+        cells = [NOTHING if score is None else score.text for score in found]
+        rows.append({"method": method, "cells": [*cells, mean_score(found).text]})
+    outputs = [section.output for section in sections]
+    targets = {output.summary.get("target") for output in outputs}
+    names = [
+        output.title if len(targets) > 1 or not output.summary else output.test_domain for output in outputs
+    ]
+    return {"columns": [*names, "mean"], "rows": rows}
 
 
 def _columns(run: Run) -> list[str]:

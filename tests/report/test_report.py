@@ -17,7 +17,7 @@ from PIL import Image
 from ratfast import InputError, checkpoints
 from ratfast.cli.main import group
 from ratfast.report.drawing import PALETTE
-from ratfast.report.methods import method_rows, score
+from ratfast.report.methods import Score, mean_score, method_rows, score
 from ratfast.report.reading import Output, find_outputs, read_output
 from ratfast.report.writing import read_sections, write_page, write_plots
 
@@ -120,6 +120,13 @@ def test_scores_are_domainbeds():
     assert score([0.5]).text == "50.0" and score([]).text == "—"
 
 
+def test_the_mean_over_test_domains():
+    found = mean_score([Score(0.5, 0.03, 3), Score(0.7, 0.04, 3)])
+    assert (found.mean, found.error) == (pytest.approx(0.6), pytest.approx(0.025))
+    assert mean_score([Score(0.5, 0.03, 3), Score(0.7, None, 1)]).text == "60.0"
+    assert mean_score([Score(0.5, 0.03, 3), None]).text == "—"
+
+
 def test_the_table_of_several_trials(copy):
     summary = json.loads((copy / "summary.json").read_text())
     summary["members"] = [member(0, 0, 0.8, 0.5), member(0, 1, 0.9, 0.6), member(1, 0, 0.7, 0.9)]
@@ -150,9 +157,9 @@ def test_lines_that_a_training_wrote_itself_are_kept():
     }
     line |= {"test_error": 0.01, "trials": 3}
     rows = method_rows(made({"members": [member(0, 0, 0.5, 0.5)], "rows": [line]}))
-    assert [row.method for row in rows] == ["Mean of the members", "Soups/DiWA"]
+    assert [row.method for row in rows] == ["Mean of the members", "Soups/DiWA, uniform"]
     assert rows[1].test.text == "80.0 ± 1.0" and rows[1].is_average
-    assert rows[1].detail == "uniform: the average"
+    assert rows[1].detail == "the average"
     assert method_rows(made({"rows": [line | {"trials": 1}]}))[0].test.text == "80.0"
     assert method_rows(made({})) == []
 
@@ -224,7 +231,7 @@ def test_several_outputs_on_one_page(copy, tmp_path):
     second.write_text(second.read_text().replace('"grey"', '"night"'))
     text = text_of(page_of(folder, tmp_path / "page.html"))
     assert text.startswith("study")
-    assert "All of them" in text and "Shapes, tested on grey Shapes, tested on night mean" in text
+    assert "All of them" in text and "method grey night mean" in text
     files = write_plots(read_sections(folder), tmp_path / "plots")
     assert {file.parent.name for file in files} == {"first", "second"}
 
