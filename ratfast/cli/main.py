@@ -127,7 +127,8 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
     except OSError as error:
         if error.errno not in _DENIED + _FULL:
             raise
-        reason = (error.strerror or os.strerror(error.errno)).lower()
+        reason = error.strerror or os.strerror(error.errno)
+        reason = reason[:1].lower() + reason[1:]
         where = f"cannot use {os.fsdecode(error.filename)}" if error.filename is not None else "cannot write"
         _silence_stdout()
         _fail(f"{where}: {reason}", 2 if error.errno in _DENIED else 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ratfast import catalogue, data, protocol
 from ratfast.config import Recipe
+from ratfast.data.checking import departures
 from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.train import left_out
@@ -37,10 +38,14 @@ class Tasks:
     def __init__(self, recipe: Recipe, device: torch.device, display: Display):
         self._data = recipe.data
         self._device = device
+        self._trial_seeds = range(recipe.train.seed, recipe.train.seed + recipe.train.trials)
         self.datasets = {
             name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
             for name in [recipe.data.target, *recipe.data.aux]
         }
+        for name, dataset in self.datasets.items():
+            for departure in departures(dataset):
+                display.say(f"{name} is not as published: {departure}")
         self.left_out: left_out.LeftOut = {}
         if recipe.data.on_bad_image == "skip":
             self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)
@@ -64,7 +69,9 @@ class Tasks:
             InputError: one has not.
         """
         for domain in self.training_domains(dataset, test_env):
-            kept, held_out = self.split(dataset, domain, 0)  # the sizes are those of every trial
+            # Without images left out, the sizes are those of every trial.
+            splits = [self.split(dataset, domain, trial_seed) for trial_seed in self._trial_seeds]
+            kept, held_out = min(splits, key=lambda halves: min(map(len, halves)))
             if not len(kept) or not len(held_out):
                 raise InputError(
                     f"data.holdout_fraction {self._data.holdout_fraction:g} leaves {len(kept)} images of domain "

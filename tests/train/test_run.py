@@ -368,3 +368,33 @@ def test_split_without_some_images_is_the_split_without_them(data_dir, backbone_
     everything, all_labels = whole.images("Shapes", 0)
     kept = partial.datasets["Shapes"].domains[0].usable()
     assert torch.equal(images, everything[kept]) and torch.equal(labels, all_labels[kept])
+
+
+def test_a_split_that_images_left_out_empty_in_a_later_trial(data_dir, backbone_file, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    values = tiny_values(data, backbone_file, tmp_path / "output")
+    values["data"] |= {"on_bad_image": "skip", "aux": []}
+    values["train"]["trials"] = 2
+    whole = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    for index in whole.split("Shapes", 0, 1)[1]:
+        Path(whole.datasets["Shapes"].domains[0].paths[index]).write_bytes(b"")
+    with pytest.raises(
+        InputError, match="of domain 'dark' of dataset Shapes for training and 0 for validation"
+    ):
+        train.run(config.from_dict(values))
+    values["train"]["trials"] = 1
+    partial = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    partial.check_split("Shapes", 1)
+
+
+def test_a_data_set_of_the_paper_that_is_not_as_published_is_said(data_dir, backbone_file, tmp_path) -> None:
+    shutil.copytree(data_dir / "Shapes", tmp_path / "data" / "PACS")
+    values = tiny_values(tmp_path / "data", backbone_file, tmp_path / "output")
+    values["data"] |= {"target": "pacs", "aux": []}
+    console = Console(file=io.StringIO())
+    Tasks(config.from_dict(values), torch.device("cpu"), Display(console))
+    assert console.file.getvalue() == (
+        "PACS is not as published: its domains are dark, grey, light, art_painting, cartoon, photo, sketch "
+        "are published\n"
+    )
