@@ -262,3 +262,19 @@ def test_places_that_cannot_be_written(analysed, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder for plots"):
         write_plots(sections, tmp_path / "file")
+
+
+def test_histories_for_tensorboard(analysed, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from ratfast.report.tensorboard import write_tensorboard
+
+    sections = read_sections(analysed)
+    for _ in range(2):  # a second time changes nothing
+        assert len(write_tensorboard(sections, tmp_path)) == len(sections[0].output.runs)
+    for run in sections[0].output.runs:
+        log = EventAccumulator(str(tmp_path / run.name)).Reload()
+        for name in ("val", "loss"):
+            logged = [(event.step, event.value) for event in log.Scalars(name)]
+            assert logged == [(row["step"], pytest.approx(row[name])) for row in run.rows]
