@@ -95,7 +95,10 @@ def _histories(output: Output) -> Iterator[Chart]:
         if run.rows:
             stages.setdefault(run.stage, []).append(run)
     for stage, runs in sorted(stages.items(), key=lambda item: item[0] != "target"):
-        colours = _by_source([run.source if stage == "target" else run.name for run in runs])
+        # Fine-tunings on the target are many, and told apart by what they start from; the others by themselves.
+        many = stage not in ("probe", "auxiliary")
+        groups = {run.name: f"from {short(run.source)}" if many else short(run.name) for run in runs}
+        colours = _by_source(list(groups.values()))
         for key, label, scale in (("val", "validation " + _ACCURACY, 100), ("loss", "training loss", 1)):
             figure, axes = new_axes("update", label)
             named: set[str] = set()
@@ -103,12 +106,8 @@ def _histories(output: Output) -> Iterator[Chart]:
                 points = [(r["step"], scale * r[key]) for r in run.rows if is_number(r.get(key))]
                 if not points:
                     continue
-                group = run.source if stage == "target" else run.name
-                text = (
-                    (f"from {short(group)}" if stage == "target" else short(group))
-                    if group not in named
-                    else None
-                )
+                group = groups[run.name]
+                text = None if group in named else group
                 named.add(group)
                 steps, values = zip(*points, strict=True)
                 axes.plot(

@@ -1,6 +1,7 @@
 """What is read, the table of methods, and the page as text."""
 
 import html
+import importlib.util
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from ratfast import InputError, checkpoints
@@ -65,7 +67,7 @@ def test_what_is_missing_is_said(copy, tmp_path, gone, sentence):
     assert len(said) == 1 and said[0].startswith(gone)
     text = text_of(page_of(copy, tmp_path / "page.html"))
     assert sentence in text
-    assert ("Uniform average" in text) == (gone != "summary.json")
+    assert ("Ratatouille, uniform" in text) == (gone != "summary.json")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,7 @@ def test_the_mean_over_test_domains():
 
 def test_the_table_of_several_trials(copy):
     summary = json.loads((copy / "summary.json").read_text())
+    del summary["rows"]  # which trainings of before did not have
     summary["members"] = [member(0, 0, 0.8, 0.5), member(0, 1, 0.9, 0.6), member(1, 0, 0.7, 0.9)]
     summary["averages"] = {
         f"uniform_trial{trial}": {"val": 0.9, "test": test, "members": ["a", "b"]}
@@ -171,7 +174,9 @@ def test_the_page_says_what_the_folder_holds(analysed, tmp_path):
     page = page_of(analysed, tmp_path / "page.html")
     text = text_of(page)
     summary = json.loads((analysed / "summary.json").read_text())
-    assert f"Uniform average 4 of 4 members {100 * summary['averages']['uniform']['test']:.1f}" in text
+    for line in summary["rows"]:
+        assert f"{line['method']}, {line['selection']} {line['definition']} {100 * line['test']:.1f}" in text
+    assert len(summary["rows"]) > 1
     for entry in summary["members"]:
         assert f"{entry['name']}: validation {100 * entry['val']:.1f}, grey {100 * entry['test']:.1f}" in text
     analysis = json.loads((analysed / "analysis.json").read_text())
@@ -253,6 +258,19 @@ def test_plots_are_files(analysed, tmp_path):
     before = {file: file.read_bytes() for file in files}
     write_plots(read_sections(analysed), tmp_path / "plots")
     assert before == {file: file.read_bytes() for file in files}
+
+
+def test_the_command(copy, tmp_path):
+    page, plots, logs = tmp_path / "page.html", tmp_path / "plots", tmp_path / "logs"
+    options = ["--html", str(page), "--plots", str(plots)]
+    options += ["--tensorboard", str(logs)] if importlib.util.find_spec("tensorboard") else []
+    (copy / "probe/Near/results.jsonl").unlink()
+    done = CliRunner().invoke(group, ["report", str(copy), *options], catch_exceptions=False)
+    assert done.exit_code == 0 and f"The page is in {page}" in done.stdout
+    assert page.is_file() and any(plots.iterdir())
+    assert "ratfast: probe/Near/results.jsonl is not there" in done.stderr
+    with pytest.raises(InputError, match="--latex prints tables"):
+        CliRunner().invoke(group, ["report", str(copy), "--latex", *options], catch_exceptions=False)
 
 
 def test_places_that_cannot_be_written(analysed, tmp_path):
