@@ -8,8 +8,8 @@ A subcommand's module is imported when that subcommand is invoked, so that help 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -65,6 +65,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds the subcommand, or says which is nearest."""
         if args[0] not in SUBCOMMANDS and not args[0].startswith("-"):
+            import difflib  # for this alone
+
             nearest = difflib.get_close_matches(args[0], SUBCOMMANDS, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             ctx.fail(f"there is no command {args[0]!r}, expected one of {', '.join(SUBCOMMANDS)}{hint}")
@@ -107,7 +109,9 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
         warnings.showwarning = _warning_printer()
         arguments = list(sys.argv[1:] if args is None else args)
         # Not `Command.main`, which would print an empty line of its own on an interruption.
-        with load().make_context(prog, arguments) as ctx:
+        command = load()
+        gc.freeze()  # what was imported stays, and need not be looked at again
+        with command.make_context(prog, arguments) as ctx:
             ctx.command.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
