@@ -35,7 +35,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
-    "report": ("ratfast.cli.report", "DomainBed's tables of a folder of runs."),
+    "report": ("ratfast.cli.report", "Tables of runs as DomainBed's, or a page about trainings."),
 }
 """Name: module, which holds a click command of that name, and one line of help."""
 

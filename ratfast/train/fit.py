@@ -198,7 +198,8 @@ class Training:
 
     def _update(self, step: int, batch: Batch, interruptions: Interruptions) -> None:
         if step in (0, self._schedule.probe_steps):
-            # A new Adam at the end of the probe, as in the official release.
+            # A new Adam at the end of the probe, as in the official release; it finds no gradients of before.
+            self._arena.zero_grad()
             self._optimizer = self._new_optimizer(step)
         head_only = self._probing(step) and self._schedule.head_graph_only
         with autocast(self._arena.device, self._schedule.precision):
