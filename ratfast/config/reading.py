@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ratfast import catalogue
 from ratfast.config.schema import Recipe
 from ratfast.config.values import SECTIONS, check, flatten, key_names, parse_override
 from ratfast.errors import InputError
@@ -83,11 +84,20 @@ def from_values(values: Mapping[str, Any], source: str = "") -> Recipe:
         if value is not None:
             checked = check(key, value, prefix + key)
             section, name = key.split(".")
-            sections[section][name] = checked
+            sections[section][name] = _with_canonical_names(key, checked)
     try:
         return Recipe(**{name: SECTIONS[name](**fields) for name, fields in sections.items()})
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
+
+
+def _with_canonical_names(key: str, value: Any) -> Any:
+    """Data sets by the names that seed their runs: `office_home` and `OfficeHome` are the same recipe."""
+    if key == "data.target":
+        return catalogue.canonical_name(value)
+    if key == "data.aux":
+        return tuple(catalogue.canonical_name(name) for name in value)
+    return value
 
 
 def validated(recipe: Recipe) -> Recipe:

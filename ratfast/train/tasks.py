@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratfast import data, protocol
+from ratfast import catalogue, data, protocol
 from ratfast.config import Recipe
+from ratfast.data.checking import departures
 from ratfast.errors import InputError
 from ratfast.models import Classifier
-from ratfast.train.fit import ValidationSet
+from ratfast.train import left_out
+from ratfast.train.augmented import AugmentedSplit
 from ratfast.train.progress import Display
+from ratfast.train.validation import AugmentedImages, Images, PlainImages, Split
 
 
 class Tasks:
@@ -25,19 +29,35 @@ class Tasks:
         device: where decoded images are kept and batches arrive.
         display: shows how far checks and decoding are.
 
+    Attributes:
+        datasets: by name.
+        left_out: the images that are not used since they cannot be read, by data set; empty where they are an error.
+
     Raises:
         InputError: a folder is missing or of the wrong form, or an image cannot be one.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, display: Display):
         self._data = recipe.data
+        self._protocol = recipe.protocol.settled()
         self._device = device
+        self._trial_seeds = range(recipe.train.seed, recipe.train.seed + recipe.train.trials)
         self.datasets = {
-            name: data.scan(Path(recipe.data.dir) / name, name)
+            name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
             for name in [recipe.data.target, *recipe.data.aux]
         }
         for name, dataset in self.datasets.items():
-            paths = [path for domain in dataset.domains for path in domain.paths]
+            for departure in departures(dataset):
+                display.say(f"{name} is not as published: {departure}")
+        self.left_out: left_out.LeftOut = {}
+        if recipe.data.on_bad_image == "skip":
+            self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)
+            self.datasets = {
+                name: left_out.without(dataset, self.left_out[name])
+                for name, dataset in self.datasets.items()
+            }
+        for name, dataset in self.datasets.items():
+            paths = [domain.paths[i] for domain in dataset.domains for i in domain.usable()]
             data.check_images(paths, progress=partial(display.count, f"checking the images of {name}"))
         self._decoded = data.DecodedCache(
             device=device,
@@ -52,7 +72,9 @@ class Tasks:
             InputError: one has not.
         """
         for domain in self.training_domains(dataset, test_env):
-            kept, held_out = self.split(dataset, domain, 0)  # the sizes are those of every trial
+            # Without images left out, the sizes are those of every trial.
+            splits = [self.split(dataset, domain, trial_seed) for trial_seed in self._trial_seeds]
+            kept, held_out = min(splits, key=lambda halves: min(map(len, halves)))
             if not len(kept) or not len(held_out):
                 raise InputError(
                     f"data.holdout_fraction {self._data.holdout_fraction:g} leaves {len(kept)} images of domain "
@@ -61,9 +83,13 @@ class Tasks:
                 )
 
     def split(self, dataset: str, domain: int, trial_seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """DomainBed's split of one domain: indices to train on, indices to validate on."""
-        count = len(self.datasets[dataset].domains[domain].paths)
-        return protocol.split(count, self._data.holdout_fraction, trial_seed, domain)
+        """DomainBed's split of one domain: indices to train on, indices to validate on.
+
+        All images are split; those left out then go from their half, and no other image changes halves.
+        """
+        chosen = self.datasets[dataset].domains[domain]
+        kept, held_out = protocol.split(len(chosen), self._data.holdout_fraction, trial_seed, domain)
+        return chosen.usable(kept), chosen.usable(held_out)
 
     def training_domains(self, dataset: str, test_env: int | None) -> list[int]:
         """Indices of all domains but the held-out one."""
@@ -94,16 +120,74 @@ class Tasks:
             backend=self._data.backend,
         )
 
-    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> ValidationSet:
-        """The validation splits of the training domains, decoded."""
+    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:
+        """The held-out halves of the training domains, decoded."""
         return {
-            domain: self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
+            (domain, "out"): PlainImages(
+                *self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
+            )
             for domain in self.training_domains(dataset, test_env)
         }
+
+    def evaluations(
+        self,
+        dataset: str,
+        test_env: int | None,
+        trial_seed: int,
+        model: Classifier,
+        seed: int,
+        open_files: ExitStack,
+    ) -> dict[Split, Images]:
+        """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
+
+        Args:
+            dataset: name of the data set.
+            test_env: index of the held-out domain.
+            trial_seed: the trial.
+            model: says how images are normalised.
+            seed: of augmented evaluation images.
+            open_files: closes what they are read with.
+        """
+        augmented = self._protocol.validation_images == "augmented"
+        everything = self._protocol.evaluated == "all"
+        if not augmented and not everything:
+            return self.validation(dataset, test_env, trial_seed)
+        found: dict[Split, Images] = {}
+        for domain in range(len(self.datasets[dataset].domains)):
+            if domain == test_env and not everything:
+                continue
+            halves = zip(("in", "out"), self.split(dataset, domain, trial_seed), strict=True)
+            for half, indices in halves:
+                if half == "in" and not everything:
+                    continue
+                if augmented and domain != test_env:
+                    labels = torch.as_tensor(
+                        self.datasets[dataset].domains[domain].labels[indices], device=self._device
+                    )
+                    batches = open_files.enter_context(
+                        AugmentedSplit(
+                            [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
+                            model,
+                            self._data,
+                            self._device,
+                            protocol.seed_hash(seed, "evaluation", domain, half),
+                        )
+                    )
+                    found[domain, half] = AugmentedImages(batches, labels)
+                else:
+                    found[domain, half] = PlainImages(*self.images(dataset, domain, indices))
+        return found
+
+    def steps_per_epoch(self, dataset: str, trial_seed: int, batch_size: int) -> float:
+        """Steps in which the smallest domain is seen once, the held-out one included, as DomainBed counts."""
+        domains = range(len(self.datasets[dataset].domains))
+        return min(len(self.split(dataset, domain, trial_seed)[0]) / batch_size for domain in domains)
 
     def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""
         chosen = self.datasets[dataset].domains[domain]
+        if indices is None and len(chosen.left_out):
+            indices = chosen.usable()
         labels = chosen.labels if indices is None else chosen.labels[indices]
         images = self._decoded.get(self.datasets[dataset], domain, self._data.image_size, indices)
         return images, torch.as_tensor(labels, device=self._device)

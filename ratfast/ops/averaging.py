@@ -1,96 +1,57 @@
-"""The torch operators `ratfast::*`: weighted sums and other reductions over models, and Adam; and the checked
-functions that call them.
-
-The schemas stand here. The native libraries register implementations for the CPU and for CUDA; every other
-device, and every device where they are not loaded, runs `ratfast.reference`. The operators have no autograd:
-call them through the functions here, which check their arguments, run without gradients, and tell autograd
-what was overwritten.
-"""
+"""Weighted sums and other reductions over models."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ratfast import native, reference
-from ratfast.ops_checks import check_alike, check_memory
-
-_library = torch.library.Library("ratfast", "DEF")
-_tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_library.define("mix_(Tensor(a!)[] outputs, Tensor[] sources, Tensor weights) -> ()", tags=_tags)
-_library.define(
-    "adam_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-    "Tensor(d!)[] max_exp_avg_sqs, Tensor steps, *, float lr, float beta1, float beta2, float weight_decay, "
-    "float eps, bool decoupled, bool amsgrad, bool maximize) -> ()",
-    tags=_tags,
-)
-_library.define("gram(Tensor[] sources, int models) -> Tensor", tags=_tags)
-_library.define(
-    "combine_(Tensor(a!)[] outputs, Tensor[] sources, Tensor[] bases, str kind, *, Tensor weights, "
-    "Tensor? thresholds, Tensor? densities, Tensor? keys, Tensor? streams, int seed, float scale, "
-    "bool normalize) -> ()",
-    tags=_tags,
-)
-_library.define(
-    "kth_magnitudes(Tensor[] sources, Tensor[] bases, Tensor counts, bool together) -> Tensor", tags=_tags
-)
-_library.impl("mix_", reference.mix_, "CompositeExplicitAutograd")
-_library.impl("gram", reference.gram, "CompositeExplicitAutograd")
-_library.impl("combine_", reference.combine_, "CompositeExplicitAutograd")
-_library.impl("kth_magnitudes", reference.kth_magnitudes, "CompositeExplicitAutograd")
-_library.impl("adam_", reference.adam_, "CompositeExplicitAutograd")
-native.load_torch_libraries()
+from ratfast import reference
+from ratfast.ops.checks import check_alike, check_memory
+from ratfast.ops.registration import call, check_cuda, define, increment_versions
 
 # What one call of the CUDA library can mix or multiply, and combine: kMaxSources, kMaxCombined of csrc/cuda/launch.h.
 _MOST_CUDA_SOURCES = 1024
 _MOST_CUDA_COMBINED = 512
 
 
-@torch.library.register_fake("ratfast::mix_", lib=_library)
-def _(outputs: list[Tensor], sources: list[Tensor], weights: Tensor) -> None:
-    _check_cuda(outputs)
+def _fake_mix_(outputs: list[Tensor], sources: list[Tensor], weights: Tensor) -> None:
+    check_cuda(outputs)
 
 
-@torch.library.register_fake("ratfast::gram", lib=_library)
-def _(sources: list[Tensor], models: int) -> Tensor:
-    _check_cuda(sources)
+def _fake_gram(sources: list[Tensor], models: int) -> Tensor:
+    check_cuda(sources)
     return torch.empty(len(sources) // models, models, models, dtype=torch.float64, device="cpu")
 
 
-@torch.library.register_fake("ratfast::combine_", lib=_library)
-def _(
+def _fake_combine_(
     outputs: list[Tensor], sources: list[Tensor], bases: list[Tensor], kind: str, **options: object
 ) -> None:
-    _check_cuda(outputs)
+    check_cuda(outputs)
 
 
-@torch.library.register_fake("ratfast::kth_magnitudes", lib=_library)
-def _(sources: list[Tensor], bases: list[Tensor], counts: Tensor, together: bool) -> Tensor:
+def _fake_kth_magnitudes(
+    sources: list[Tensor], bases: list[Tensor], counts: Tensor, together: bool
+) -> Tensor:
     return torch.empty(counts.shape, dtype=torch.float32, device="cpu")
 
 
-@torch.library.register_fake("ratfast::adam_", lib=_library)
-def _(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    steps: Tensor,
-    **scalars: float,
-) -> None:
-    _check_cuda(params)
-
-
-def _check_cuda(tensors: Iterable[Tensor]) -> None:
-    """Before an operator runs natively on a CUDA device: where that cannot work, all of them leave it to torch."""
-    for device in {tensor.device for tensor in tensors}:
-        if device.type == "cuda" and native.covers("cuda") and not native.check_cuda(device.index or 0):
-            for name in ("mix_", "gram", "combine_", "adam_"):
-                _library.impl(name, getattr(reference, name), "CUDA")
+define("mix_(Tensor(a!)[] outputs, Tensor[] sources, Tensor weights) -> ()", reference.mix_, _fake_mix_)
+define("gram(Tensor[] sources, int models) -> Tensor", reference.gram, _fake_gram)
+define(
+    "combine_(Tensor(a!)[] outputs, Tensor[] sources, Tensor[] bases, str kind, *, Tensor weights, "
+    "Tensor? thresholds, Tensor? densities, Tensor? keys, Tensor? streams, int seed, float scale, "
+    "bool normalize) -> ()",
+    reference.combine_,
+    _fake_combine_,
+)
+define(
+    "kth_magnitudes(Tensor[] sources, Tensor[] bases, Tensor counts, bool together) -> Tensor",
+    reference.kth_magnitudes,
+    _fake_kth_magnitudes,
+    on_cuda=False,
+)
 
 
 def mix_(
@@ -146,8 +107,8 @@ def mix_(
         with torch.no_grad():
             reference.mix_(*arguments)
     else:
-        _call(torch.ops.ratfast.mix_, arguments, {}, [*flat_outputs, *flat_sources], check)
-    _increment_versions(flat_outputs)
+        call(torch.ops.ratfast.mix_, arguments, {}, [*flat_outputs, *flat_sources], check)
+    increment_versions(flat_outputs)
 
 
 COMBINE_KINDS = ("min", "max", "geometric", "fisher", "sum", "elect")
@@ -180,7 +141,7 @@ def gram(sources: Sequence[Sequence[Tensor]]) -> Tensor:
     flat = [tensor for model in sources for tensor in model]
     check_alike(num_tensors, sources=flat)
     if not torch.compiler.is_compiling():
-        _check_cuda(flat[:1])
+        check_cuda(flat[:1])
     beyond = flat[0].is_cuda and len(sources) > _MOST_CUDA_SOURCES
     with torch.no_grad():
         return (reference.gram if beyond else torch.ops.ratfast.gram)(flat, len(sources))
@@ -271,12 +232,12 @@ def combine_(
     if not torch.compiler.is_compiling():
         check_memory(flat_outputs, flat_sources, num_tensors)
         check_memory(flat_outputs, flat_bases, num_tensors, "bases")
-        _check_cuda(flat_outputs[:1])
+        check_cuda(flat_outputs[:1])
     beyond = flat_outputs[0].is_cuda and num_models > _MOST_CUDA_COMBINED
     with torch.no_grad():
         operator = reference.combine_ if beyond else torch.ops.ratfast.combine_
         operator(flat_outputs, flat_sources, flat_bases, kind, **options)
-    _increment_versions(flat_outputs)
+    increment_versions(flat_outputs)
 
 
 def kth_magnitudes(
@@ -322,87 +283,6 @@ def kth_magnitudes(
     return found.reshape(numbers.shape)
 
 
-def adam_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    max_exp_avg_sqs: Sequence[Tensor],
-    steps: Tensor | Sequence[float],
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    eps: float = 1e-8,
-    decoupled: bool = False,
-    amsgrad: bool = False,
-    maximize: bool = False,
-) -> None:
-    """One step of Adam (arXiv 1412.6980) or AdamW (arXiv 1711.05101) over T tensors, as torch.optim does it.
-
-    The arithmetic runs in float32, or in float64 where a tensor of that t is float64.
-
-    Args:
-        params: T dense tensors, updated.
-        grads: T tensors; like all lists below, with the shapes and strides of `params`.
-        exp_avgs: T tensors, updated; the states of one t share one element type, which may differ from the
-            parameter's.
-        exp_avg_sqs: T tensors, updated.
-        max_exp_avg_sqs: T tensors, updated, if `amsgrad`; else empty.
-        steps: T numbers of this step, 1 for the first.
-        lr: learning rate.
-        betas: decays of the first and second moment.
-        weight_decay: L2 penalty, or the rate of decay if `decoupled`.
-        eps: added to the denominator.
-        decoupled: AdamW's weight decay instead of Adam's.
-        amsgrad: divide by the largest second moment so far.
-        maximize: ascend instead of descend.
-
-    Raises:
-        ValueError: lists, shapes, strides or devices do not fit together.
-        TypeError: an element type or a kind of tensor that cannot be stepped.
-    """
-    num_tensors = len(params)
-    lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    if amsgrad:
-        lists["max_exp_avg_sqs"] = max_exp_avg_sqs
-    elif len(max_exp_avg_sqs) != 0:
-        raise ValueError("max_exp_avg_sqs must be empty unless amsgrad is set")
-    for name, tensors in lists.items():
-        if len(tensors) != num_tensors:
-            raise ValueError(f"{name} has {len(tensors)} tensors, but params has {num_tensors}")
-    numbers = torch.as_tensor(steps, dtype=torch.float32, device="cpu")
-    if numbers.shape != (num_tensors,):
-        raise ValueError(
-            f"steps has shape {tuple(numbers.shape)}, but {num_tensors} params need ({num_tensors},)"
-        )
-    if num_tensors == 0:
-        return
-    flat = {name: list(tensors) for name, tensors in lists.items()}
-    states = [flat[name] for name in lists if name not in ("params", "grads")]
-
-    def check() -> None:
-        check_alike(num_tensors, **flat)
-        for t, kinds in enumerate(zip(*states, strict=True)):
-            if any(state.dtype != kinds[0].dtype for state in kinds):
-                raise TypeError(f"exp_avgs[{t}] and the other states of params[{t}] differ in element type")
-
-    arguments = [flat[name] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")]
-    arguments += [flat.get("max_exp_avg_sqs", []), numbers.detach().contiguous()]
-    options = {
-        "lr": float(lr),
-        "beta1": float(betas[0]),
-        "beta2": float(betas[1]),
-        "weight_decay": float(weight_decay),
-        "eps": float(eps),
-        "decoupled": decoupled,
-        "amsgrad": amsgrad,
-        "maximize": maximize,
-    }
-    _call(torch.ops.ratfast.adam_, arguments, options, list(itertools.chain(*flat.values())), check)
-    _increment_versions([*flat["params"], *itertools.chain(*states)])
-
-
 def _check_lengths(kind: str, models: Sequence[Sequence[Tensor]], num_tensors: int, measure: str) -> None:
     for index, model in enumerate(models):
         if len(model) != num_tensors:
@@ -429,41 +309,3 @@ def _words(name: str, values: Sequence[int], count: int, bits: int) -> Tensor:
     if any(not 0 <= number < 2**bits for number in numbers):
         raise ValueError(f"{name} must lie from 0 to 2^{bits} - 1")
     return torch.tensor([number - (number >> 63 << 64) for number in numbers], dtype=torch.int64)
-
-
-def _call(
-    operator: Callable[..., None],
-    arguments: Sequence[object],
-    options: dict[str, object],
-    tensors: list[Tensor],
-    check: Callable[[], None],
-) -> None:
-    """Calls an operator after `check`, or without it where native code refuses the same things faster."""
-    devices = {tensor.device for tensor in tensors}
-    if not torch.compiler.is_compiling():
-        _check_cuda(tensors[:1])
-    trusted = (
-        not torch.compiler.is_compiling()
-        and len(devices) == 1
-        and native.covers(next(iter(devices)).type)
-        and {tensor.layout for tensor in tensors} == {torch.strided}
-    )
-    if not trusted:
-        check()
-    with torch.no_grad():
-        try:
-            operator(*arguments, **options)
-        except RuntimeError:
-            if trusted:
-                check()  # finds better words, unless the trouble is another
-            raise
-
-
-def _increment_versions(tensors: list[Tensor]) -> None:
-    # Operators registered through the stable ABI do not do this themselves. A compiled graph does its own.
-    if torch.compiler.is_compiling():
-        return
-    try:
-        torch.autograd.graph.increment_version(tensors)
-    except RuntimeError:  # inference tensors have no version
-        torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])

@@ -92,6 +92,19 @@ def check_memory(
             )
 
 
+def check_apart(**lists: list[Tensor]) -> None:
+    """Raises if any two tensors of the lists share memory."""
+    spans = sorted(
+        (start, start + tensor.nbytes, f"{name}[{index}]")
+        for name, tensors in lists.items()
+        for index, tensor in enumerate(tensors)
+        if tensor.nbytes and (start := tensor.data_ptr())
+    )
+    for before, after in itertools.pairwise(spans):
+        if after[0] < before[1]:
+            raise ValueError(f"{before[2]} and {after[2]} share memory")
+
+
 def _place(name: str, index: int, num_tensors: int) -> str:
     if name in ("outputs", "sources"):
         return f"{name}[{index // num_tensors}][{index % num_tensors}]"
