@@ -37,4 +37,12 @@ const char* cpu_capability() { return level().name; }
 
 const Leaf& leaf() { return *level().leaf; }
 
+bool few_streams() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 }  // namespace ratfast

@@ -24,12 +24,13 @@ struct MixWeights {
   const double* values;  // (sources, outputs), row-major: read side by side
   int outputs;
   int sources;
-  double* scratch;  // kLongestBlock elements per source, on a line of 64 bytes
-  bool stream;      // write past the caches: the outputs are large and none of them is a source
+  double* scratch;           // kLongestStep numbers per source and output, on a line of 64 bytes
+  const bool* stream;        // (outputs): write past the caches: these are large, and no sources
+  bool few_sources_at_once;  // one output: read a few sources at a time, in runs of some KiB
 };
 
-// The most elements of each source that mix copies at a time, on any instruction set.
-inline constexpr int kLongestBlock = 256;
+// The most elements of each source that mix keeps at a time, on any instruction set.
+inline constexpr int kLongestStep = 32;
 
 // One tensor of every model, at any alignment.
 struct GramSegment {

@@ -1,6 +1,14 @@
 // Inner products, and the reductions over the columns of a pool. Included by leaf.cpp only, inside its
 // anonymous namespace, after leaf_mix.h.
 
+// The elements [0, count) at p, the rest of the pair zero.
+RATFAST_INLINE void load_pair_part(DType type, const char* p, std::int64_t count, Vector& a, Vector& b) {
+  if (count >= kPair) return DoubleOps::load_pair(type, p, a, b);
+  alignas(64) char padded[kPair * 8] = {};
+  if (count > 0) memcpy(padded, p, static_cast<std::size_t>(count) * item_size(type));
+  DoubleOps::load_pair(type, padded, a, b);
+}
+
 // Converts elements [begin, begin + count) into doubles; zeros follow up to a multiple of kPair.
 RATFAST_INLINE void widen(DType type, const void* source, std::int64_t begin, int count, double* result) {
   const int size = item_size(type);
