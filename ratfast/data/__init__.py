@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ratfast.data.files import check_images
     from ratfast.data.folders import Domain, DomainDataset, scan
     from ratfast.data.loader import Batch, Loader, build_loader
+    from ratfast.data.training_cache import TrainingCache
 
 __all__ = [
     "BACKENDS",
@@ -26,6 +27,7 @@ __all__ = [
     "Domain",
     "DomainDataset",
     "Loader",
+    "TrainingCache",
     "build_loader",
     "check_images",
     "decode",
@@ -41,6 +43,7 @@ _HOMES = {
     "Domain": "folders",
     "DomainDataset": "folders",
     "Loader": "loader",
+    "TrainingCache": "training_cache",
     "build_loader": "loader",
     "check_images": "files",
     "decode": "decoded",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +35,7 @@ def decode(
         device: where the images are made.
         backend: "auto", "dali" or "torchvision".
         progress: told how far it is.
-        threads: decoding threads; as many as this process may use, at most 16, if None.
+        threads: decoding threads; as many as this process may use, at most 3, if None.
 
     Returns:
         uint8 (N, 3, S, S), channels-last.
@@ -70,20 +69,18 @@ def _decode_rows(
         threads=threads,
     )
     starts = range(0, len(paths), _BATCH)
-    with ThreadPoolExecutor(4, thread_name_prefix="ratfast-read") as readers:
-        try:
-            reading = [readers.submit(read_image, path) for path in paths[:_BATCH]]
-            for start in starts:
-                following = paths[start + _BATCH : start + 2 * _BATCH]
-                ahead = [readers.submit(read_image, path) for path in following]
-                pixels = opened.resize([future.result() for future in reading]).permute(0, 2, 3, 1)
-                out[torch.as_tensor(rows[start : start + _BATCH], device=out.device)] = pixels
-                reading = ahead
-                if progress is not None:
-                    progress(min(start + _BATCH, len(paths)), len(paths))
-        finally:
-            readers.shutdown(wait=False, cancel_futures=True)
-            opened.close()
+    try:
+        reading = [opened.pool.submit(read_image, path) for path in paths[:_BATCH]]
+        for start in starts:
+            following = paths[start + _BATCH : start + 2 * _BATCH]
+            ahead = [opened.pool.submit(read_image, path) for path in following]
+            pixels = opened.resize([future.result() for future in reading]).permute(0, 2, 3, 1)
+            out[torch.as_tensor(rows[start : start + _BATCH], device=out.device)] = pixels
+            reading = ahead
+            if progress is not None:
+                progress(min(start + _BATCH, len(paths)), len(paths))
+    finally:
+        opened.close()
 
 
 @dataclass(eq=False)
