@@ -9,9 +9,10 @@ numpy only.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ STEPS = catalogue.DEFAULT_STEPS
 """Optimizer steps of a run: DomainBed counts from 0 to 5000 inclusive."""
 
 PROBE_STEPS = 200
-"""Steps in which only the head is trained, after an auxiliary featurizer was put in (`lp_steps`)."""
+"""The hyperparameter `lp_steps`: the head alone is trained up to and with the step of this number."""
+
+PROBE_SEED = 0
+"""Seed of a linear probe that a sweep shares, whatever the sweep (the default of `--seed`)."""
 
 RUNS = 20
 """Fine-tunings per trial: hyperparameter seeds 0 to 19."""
@@ -154,18 +158,18 @@ def auxiliary_sources(target: str, datasets: Iterable[str]) -> list[str]:
 
 
 def auxiliary(
-    hparams_seed: int, sources: Sequence[str], runs_per_source: int = RUNS_PER_SOURCE
+    hparams_seed: int, sources: Sequence[str], runs_per_source: int | Mapping[str, int] = RUNS_PER_SOURCE
 ) -> tuple[str | None, int]:
     """Say from which auxiliary fine-tuning a run starts: ModelRatatouille's `misc.get_featurizer_aux`.
 
     With 4 sources of 4 runs each, 20 runs use each of the 16 auxiliary fine-tunings once and the pre-trained
     weights 4 times. The official code numbers the runs of a source by the md5 of their arguments, paths
-    included; here they are numbered by hyperparameter seed.
+    included (`run_folder`); here they are just numbers.
 
     Args:
         hparams_seed: number of the run within the trial.
         sources: names of the auxiliary datasets; counted in sorted order.
-        runs_per_source: fine-tunings per auxiliary dataset.
+        runs_per_source: fine-tunings per auxiliary dataset, or for each dataset how many.
 
     Returns:
         `(source, run)`: the auxiliary dataset and the number of the run on it, or `(None, 0)` for the
@@ -176,12 +180,74 @@ def auxiliary(
     """
     if hparams_seed < 0:
         raise InputError(f"hparams_seed must not be negative, but it is {hparams_seed}")
-    if runs_per_source < 1:
-        raise InputError(f"runs_per_source must be at least 1, but it is {runs_per_source}")
     position = hparams_seed % (len(sources) + 1)
-    if position == 0:
-        return None, 0
-    return sorted(sources)[position - 1], hparams_seed % runs_per_source
+    source = None if position == 0 else sorted(sources)[position - 1]
+    runs = runs_per_source
+    if isinstance(runs, Mapping):
+        runs = 1 if source is None else runs.get(source, 0)
+    if runs < 1:
+        raise InputError(f"runs_per_source must be at least 1, but it is {runs}")
+    return (None, 0) if source is None else (source, hparams_seed % runs)
+
+
+def unused_auxiliary(runs: int, runs_per_source: Mapping[str, int]) -> dict[str, int]:
+    """How many auxiliary fine-tunings of each source no run starts from; sources of which all are used are left out.
+
+    Where the number of runs of a source and the number of sources plus one have a common divisor, or where there are
+    few runs, the rule of `auxiliary` skips some.
+
+    Args:
+        runs: fine-tunings on the target in a trial.
+        runs_per_source: auxiliary fine-tunings of each source.
+    """
+    names = list(runs_per_source)
+    used = {auxiliary(run, names, runs_per_source) for run in range(runs)}
+    left = {
+        name: count - sum(source == name for source, _ in used) for name, count in runs_per_source.items()
+    }
+    return {name: count for name, count in left.items() if count}
+
+
+def run_arguments(
+    dataset: str,
+    test_env: int,
+    hparams_seed: int,
+    trial_seed: int,
+    *,
+    data_dir: str = "",
+    path_init: str = "",
+    aux_dir: str = "",
+    fusing_range: float = -1,
+) -> dict[str, Any]:
+    """The arguments that ModelRatatouille's `scripts/sweep.py` gives a run.
+
+    Args:
+        dataset: name of the dataset.
+        test_env: index of the held-out domain; -1 for an auxiliary run.
+        hparams_seed: number of the run within the trial.
+        trial_seed: the trial.
+        data_dir: folder of the datasets.
+        path_init: file of the network with the probed head; empty for a new head.
+        aux_dir: folder of the auxiliary runs, or "none".
+        fusing_range: range of the fusing draw; negative to start from one auxiliary run only.
+    """
+    return {
+        "trial_seed": int(trial_seed),
+        "path_init": path_init,
+        "dataset": dataset,
+        "algorithm": ALGORITHM,
+        "test_envs": [int(test_env)],
+        "hparams_seed": int(hparams_seed),
+        "data_dir": data_dir,
+        "aux_dir": aux_dir,
+        "fusing_range": fusing_range,
+        "seed": run_seed(dataset, test_env, hparams_seed, trial_seed),
+    }
+
+
+def run_folder(arguments: Mapping[str, Any]) -> str:
+    """Name of the folder of a run in DomainBed's sweeps: the md5 of its arguments (`run_arguments`)."""
+    return hashlib.md5(json.dumps(dict(arguments), sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def fusing_coefficients(seed: int, count: int, fusing_range: float = FUSING_RANGE) -> list[float]:
@@ -217,18 +283,22 @@ def evaluation_interval(dataset: str) -> int:
 
 
 def probe_steps(steps: int, full: int = STEPS) -> int:
-    """Steps of the head's probe in a run of `steps`: the protocol's 200, shortened as the run is.
+    """Updates of the head alone at the start of a run of `steps` updates from an auxiliary featurizer.
+
+    The official code compares the number of updates already made with `lp_steps` after an update, so that its 200
+    are 201 updates. A shorter run has its share of that.
 
     Args:
         steps: optimizer steps of the run.
-        full: optimizer steps of the full run that a probe of 200 belongs to.
+        full: optimizer steps of the full run that a probe of 201 updates belongs to.
 
     Returns:
-        `PROBE_STEPS * steps / full` rounded, at least 1 and at most 200.
+        `(PROBE_STEPS + 1) * steps / full` rounded, at least 1 and at most 201.
 
     Raises:
         InputError: `steps` is below 1.
     """
     if steps < 1:
         raise InputError(f"a run must have at least 1 step, but it has {steps}")
-    return max(1, min(PROBE_STEPS, round(PROBE_STEPS * steps / full)))
+    updates = PROBE_STEPS + 1
+    return max(1, min(updates, round(updates * steps / full)))

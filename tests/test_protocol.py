@@ -104,6 +104,28 @@ def test_assignment_does_not_depend_on_the_order_of_sources():
     assert protocol.auxiliary(3, []) == (None, 0)
 
 
+def test_sources_may_differ_in_their_number_of_runs():
+    counts = {"a": 1, "b": 3}
+    found = [protocol.auxiliary(seed, list(counts), counts) for seed in range(9)]
+    assert found == [
+        (None, 0),
+        ("a", 0),
+        ("b", 2),
+        (None, 0),
+        ("a", 0),
+        ("b", 2),
+        (None, 0),
+        ("a", 0),
+        ("b", 2),
+    ]
+    assert protocol.unused_auxiliary(9, counts) == {
+        "b": 2
+    }  # three runs and three starts have a common divisor
+    assert protocol.unused_auxiliary(20, dict.fromkeys("abcd", 4)) == {}
+    with pytest.raises(InputError):
+        protocol.auxiliary(1, ["a"], {})
+
+
 def test_fusing_coefficients():
     state = random.Random(7)
     weights = np.exp([4 * state.random() for _ in range(5)])
@@ -116,8 +138,8 @@ def test_lengths():
     assert protocol.training_steps("PACS") == 5001
     assert protocol.training_steps("DomainNet") == 15001
     assert [protocol.evaluation_interval(name) for name in ("PACS", "VLCS", "DomainNet")] == [100, 50, 500]
-    assert protocol.probe_steps(5001) == 200
-    assert protocol.probe_steps(15001, full=15001) == 200
+    assert protocol.probe_steps(5001) == 201  # the official code's 200 are 201 updates
+    assert protocol.probe_steps(15001) == protocol.probe_steps(15001, full=15001) == 201
     assert protocol.probe_steps(500) == 20
     assert protocol.probe_steps(1) == 1
 

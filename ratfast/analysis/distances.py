@@ -137,6 +137,19 @@ def geometry(
     )
 
 
+def locality(gram: np.ndarray, members: Sequence[int]) -> float:
+    """The largest squared distance of some models to their mean, 0 for one model ("DiWA", arXiv 2205.09739).
+
+    Args:
+        gram: (N, N) inner products of models over their parameters.
+        members: indices of the models.
+    """
+    chosen = np.asarray(gram, float)[np.ix_(members, members)]
+    center = np.full(len(members), 1 / len(members))
+    spread = _roots(np.diag(_relative_gram(chosen, center)), np.diag(chosen))
+    return float(spread.max() ** 2)
+
+
 def distances_of_files(
     paths: Sequence[str | os.PathLike[str]], base: str | os.PathLike[str] | None = None
 ) -> Geometry:

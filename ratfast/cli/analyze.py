@@ -1,17 +1,16 @@
-"""`ratfast analyze`: what checkpoints look like. Imports no torch."""
+"""`ratfast analyze`: what checkpoints look like, and what their networks predict. Imports no torch by itself."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import click
-import numpy as np
 
 from ratfast.analysis.distances import Geometry, distances_of_files
+from ratfast.cli import networks
 from ratfast.cli.context import CONTEXT
-
-_MOST_COLUMNS = 12  # of a matrix on a screen
+from ratfast.cli.matrices import header, listing, matrix
 
 
 @click.group(context_settings=CONTEXT, invoke_without_command=True)
@@ -49,30 +48,24 @@ def distances(checkpoints: tuple[str, ...], base: str | None, as_json: bool) -> 
 
 
 def _lines(found: Geometry) -> Iterator[str]:
-    count = len(found.names)
-    for index, name in enumerate(found.names):
-        yield f"{index + 1:>3}  {name}"
+    yield from listing(found.names)
     reference = "the mean" if found.reference == "mean" else found.reference
     yield ""
-    yield "model  " + _row([str(index + 1) for index in range(min(count, _MOST_COLUMNS))])
-    yield from _matrix("norm", found.norms[None])
-    yield from _matrix(f"distance to {reference}", found.from_reference[None])
-    yield from _matrix("distances", found.distances)
-    yield from _matrix(f"cosines of the differences to {reference}", found.cosines)
+    yield header(len(found.names))
+    yield from matrix("norm", found.norms[None])
+    yield from matrix(f"distance to {reference}", found.from_reference[None])
+    yield from matrix("distances", found.distances)
+    yield from matrix(f"cosines of the differences to {reference}", found.cosines)
     yield ""
     yield f"locality (largest squared distance to the mean)  {found.locality:.6g}"
 
 
-def _matrix(title: str, values: np.ndarray) -> Iterator[str]:
-    yield title
-    if values.shape[1] > _MOST_COLUMNS:
-        pairs = values[0] if len(values) == 1 else values[np.triu_indices(len(values), 1)]
-        yield f"       from {pairs.min():.4g} to {pairs.max():.4g}, mean {pairs.mean():.4g} (all with --json)"
-        return
-    for index, line in enumerate(values):
-        label = "" if len(values) == 1 else str(index + 1)
-        yield f"{label:>5}  " + _row([f"{value:.4g}" for value in line])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return " ".join(f"{cell:>9}" for cell in cells)
+for _command in (
+    networks.curve,
+    networks.diversity,
+    networks.growth,
+    networks.ensemble,
+    networks.domains,
+    networks.run,
+):
+    analyze.add_command(_command)

@@ -24,6 +24,13 @@ from ratfast.cli.context import CONTEXT
 @click.option(
     "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
 )
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Stop at an image that cannot be read, or leave it out.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate(
     checkpoint: Path,
@@ -34,6 +41,7 @@ def evaluate(
     image_size: int | None,
     device: str,
     precision: str,
+    on_bad_image: str,
     as_json: bool,
 ) -> None:
     """Print the accuracy of CHECKPOINT on every image of a data set's domains."""
@@ -47,6 +55,7 @@ def evaluate(
         image_size=image_size,
         device=device,
         precision=precision,
+        on_bad_image=on_bad_image,
     )
     if as_json:
         click.echo(json.dumps(result))
@@ -54,3 +63,8 @@ def evaluate(
     width = max(len(name) for name in result["domains"])
     for name, record in result["domains"].items():
         click.echo(f"{name:<{width}}  {record['accuracy']:.4f}  ({record['images']} images)")
+    if result.get("left_out"):
+        path, defect = next(iter(result["left_out"].items()))
+        click.echo(
+            f"ratfast: left out {len(result['left_out'])} images, the first {path}, which {defect}", err=True
+        )

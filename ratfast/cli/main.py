@@ -26,9 +26,13 @@ from ratfast.errors import InputError
 from ratfast.version import __version__
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "analyze": ("ratfast.cli.analyze", "Distances between checkpoints."),
+    "analyze": (
+        "ratfast.cli.analyze",
+        "Compare checkpoints: distances, curves, diversity, averages of some.",
+    ),
     "average": ("ratfast.cli.average", "Average checkpoints into one."),
     "convert": ("ratfast.cli.convert", "Write a checkpoint in another format."),
+    "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
 }

@@ -36,6 +36,12 @@ FLAGS = (
     Flag("--backbone", "model.backbone", "NAME", ", ".join(config.schema.registry.backbone_names()) + "."),
     Flag("--weights", "model.weights", "PATH", "Pre-trained weights: a file, default (ImageNet) or none."),
     Flag("--image-size", "data.image_size", "N", "Side of the images in pixels."),
+    Flag(
+        "--on-bad-image",
+        "data.on_bad_image",
+        "error|skip",
+        "What an unreadable image does: end the command, or be left out.",
+    ),
     Flag("--batch-size", "train.batch_size", "N", "Images of each training domain in a batch."),
     Flag("--runs", "train.runs", "N", "Fine-tunings on the target in each trial."),
     Flag("--trials", "train.trials", "N", "Repetitions with other splits and draws."),

@@ -36,6 +36,8 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         holdout_fraction: share of each domain kept for validation.
         backend: what reads and augments images; "auto" takes DALI where it works.
         image_size: side of the square images in pixels.
+        on_bad_image: what an image that cannot be read does: "error" ends the command and names it; "skip" leaves it
+            out, of training, validation and test: every image is decoded once before anything is split.
     """
 
     dir: _Text | None = None
@@ -45,6 +47,7 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     holdout_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     backend: Literal["auto", "dali", "torchvision"] = "auto"
     image_size: Annotated[int, Meta(ge=8, le=8192)] = 224
+    on_bad_image: Literal["error", "skip"] = "error"
 
 
 class Model(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

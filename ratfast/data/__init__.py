@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ratfast.data.augmentation import Augmentation
     from ratfast.data.backend import BACKENDS
     from ratfast.data.decoded import DecodedCache, decode
-    from ratfast.data.files import check_images
+    from ratfast.data.files import BadImage, check_images, find_bad_images
     from ratfast.data.folders import Domain, DomainDataset, scan
     from ratfast.data.loader import Batch, Loader, build_loader
     from ratfast.data.training_cache import TrainingCache
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "Augmentation",
+    "BadImage",
     "Batch",
     "DecodedCache",
     "Domain",
@@ -32,12 +33,14 @@ __all__ = [
     "check_images",
     "decode",
     "demo",
+    "find_bad_images",
     "scan",
 ]
 
 _HOMES = {
     "BACKENDS": "backend",
     "Augmentation": "augmentation",
+    "BadImage": "files",
     "Batch": "loader",
     "DecodedCache": "decoded",
     "Domain": "folders",
@@ -48,6 +51,7 @@ _HOMES = {
     "check_images": "files",
     "decode": "decoded",
     "demo": None,
+    "find_bad_images": "files",
     "scan": "folders",
 }
 

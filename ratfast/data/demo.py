@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
+from ratfast.data.mnist import colours, noisy_labels, painted, rotated
 from ratfast.errors import InputError
 
 VERSION = 1
@@ -152,18 +153,17 @@ def _write(root: Path) -> None:
     _save(folder / "optdigits", "png", digits, images)
 
     rest = random.permutation(share(3 * per_digit, 500))
-    colored, rotated = AUXILIARY
-    for domain in rotated.domains:
-        rows, rest = np.split(rest, [rotated.images_per_domain])
-        turned = (_rotated(mnist[row], int(domain)) for row in rows)
-        _save(root / rotated.name / domain, "png", labels[rows], turned)
+    colored, turning = AUXILIARY
+    for domain in turning.domains:
+        rows, rest = np.split(rest, [turning.images_per_domain])
+        turned = (rotated(mnist[row], int(domain)).convert("RGB") for row in rows)
+        _save(root / turning.name / domain, "png", labels[rows], turned)
     for domain in colored.domains:
         rows, rest = np.split(rest, [colored.images_per_domain])
-        noisy = (labels[rows] < 5) ^ (random.random(len(rows)) < 0.25)
-        flipped = {"+90%": 0.1, "+80%": 0.2, "-90%": 0.9}[domain]
-        green = noisy ^ (random.random(len(rows)) < flipped)
-        painted = (_painted(mnist[row], int(g)) for row, g in zip(rows, green, strict=True))
-        _save(root / colored.name / domain, "png", noisy.astype(int), painted)
+        noisy = noisy_labels(labels[rows], random)
+        green = colours(noisy, domain, random)
+        coloured = (painted(mnist[row], int(g)) for row, g in zip(rows, green, strict=True))
+        _save(root / colored.name / domain, "png", noisy.astype(int), coloured)
     (root / _MARK).write_text(
         json.dumps({"version": VERSION, "datasets": [dataset.name for dataset in DATASETS]})
     )
@@ -227,14 +227,3 @@ def _on_photograph(
     top = int(random.integers(photograph.height - image.height + 1))
     patch = photograph.crop((left, top, left + image.width, top + image.height))
     return ImageChops.difference(patch, image.convert("RGB"))
-
-
-def _rotated(image: np.ndarray, angle: int) -> Image.Image:
-    return Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR).convert("RGB")
-
-
-def _painted(image: np.ndarray, channel: int) -> Image.Image:
-    """The digit in one channel: 0 red, 1 green."""
-    colours = np.zeros((*image.shape, 3), np.uint8)
-    colours[:, :, channel] = image
-    return Image.fromarray(colours)

@@ -2,16 +2,19 @@
 
 A file is judged by its bytes, never by its name: it must begin like an image and end as its format says it
 ends. That finds missing, empty, mislabelled and cut-off files at the cost of reading the head and tail of
-each.
+each; damage in between is found by decoding. What PIL cannot decode cannot be used, whatever the backend: DALI's
+refusals are tried again with PIL.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +23,9 @@ from ratfast.errors import InputError
 
 _HEAD = 64
 _TAIL = 64
-_PROGRESS_EVERY = 256
+_CHUNK = 256
+_READERS = 16  # of heads and tails, which wait for the disk rather than the processor
+_MAX_BYTES = 2**31 - 1
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHER = (
@@ -32,10 +37,23 @@ _OTHER = (
     b"\0\0\0\x0cjP  ",
     *(b"P%d" % kind for kind in range(1, 8)),
 )
+_EXPECTED = "expected a complete image"
 
 
 Progress = Callable[[int, int], None]
 """Called with the number of images dealt with so far and their number in all."""
+
+
+class BadImage(NamedTuple):
+    """A file that cannot be used.
+
+    Attributes:
+        path: the file.
+        defect: what is wrong with it, such as "is empty".
+    """
+
+    path: str
+    defect: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +80,9 @@ class EncodedImage:
 
 
 def check_images(
-    paths: Sequence[str | os.PathLike[str]], threads: int = 16, progress: Progress | None = None
+    paths: Sequence[str | os.PathLike[str]], threads: int | None = None, progress: Progress | None = None
 ) -> None:
     """Check that files are whole images, quickly: by their first and last bytes.
-
-    Finds files that are missing, unreadable, empty, not images (a text named `.jpg`) or cut off. A damaged
-    middle is found only when the image is decoded.
 
     Args:
         paths: the files.
@@ -77,19 +92,47 @@ def check_images(
     Raises:
         InputError: names the first bad file and what is wrong with it, and counts the others.
     """
-    if not paths:
-        return
-    with ThreadPoolExecutor(max(1, min(threads, len(paths)))) as pool:
-        bad = []
-        for number, (path, defect) in enumerate(zip(paths, pool.map(_file_defect, paths), strict=True), 1):
-            if defect:
-                bad.append((path, defect))
-            if progress is not None and (number % _PROGRESS_EVERY == 0 or number == len(paths)):
-                progress(number, len(paths))
+    bad = find_bad_images(paths, threads=threads, progress=progress)
     if bad:
-        path, defect = bad[0]
         others = f"; {len(bad) - 1} more of {len(paths)} files are unusable too" if len(bad) > 1 else ""
-        raise InputError(f"image file {os.fspath(path)} {defect}; expected a complete image{others}")
+        raise InputError(f"image file {bad[0].path} {bad[0].defect}; {_EXPECTED}{others}")
+
+
+def find_bad_images(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    decode: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[BadImage]:
+    """Find the files that are not whole images.
+
+    Args:
+        paths: the files.
+        decode: decode every file, which finds damage between its ends too, and images beyond PIL's limit of
+            pixels (`PIL.Image.MAX_IMAGE_PIXELS` twice over).
+        threads: how many are dealt with at a time; 16, or as many as this process has processors to decode, if
+            None.
+        progress: told how far it is.
+
+    Returns:
+        The unusable ones, in the order of `paths`.
+    """
+    judge = _decoding_defect if decode else _file_defect
+    threads = threads or (len(os.sched_getaffinity(0)) if decode else _READERS)
+    bad: list[BadImage] = []
+    pool = ThreadPoolExecutor(max(1, min(threads, len(paths))), thread_name_prefix="ratfast-check")
+    try:
+        # In chunks: half a million tasks waiting at a time would take a gigabyte.
+        for start in range(0, len(paths), _CHUNK):
+            chunk = [os.fspath(path) for path in paths[start : start + _CHUNK]]
+            defects = zip(chunk, pool.map(judge, chunk), strict=True)
+            bad += [BadImage(path, defect) for path, defect in defects if defect]
+            if progress is not None:
+                progress(start + len(chunk), len(paths))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return bad
 
 
 def read_image(path: str | os.PathLike[str]) -> EncodedImage:
@@ -102,17 +145,19 @@ def read_image(path: str | os.PathLike[str]) -> EncodedImage:
         Its bytes and what its header says.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, not an image or cut off.
+        InputError: the file is missing, unreadable, empty, not an image, cut off, or of more pixels than PIL
+            decodes.
     """
     path = os.fspath(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        with _open(path) as file:
+            defect = _size_defect(file)
+            data = b"" if defect else file.read()
+        defect = defect or _defect(data[:_HEAD], data[-_TAIL:], len(data), lambda: data)
     except OSError as error:
-        raise InputError(f"image file {path} {_os_defect(error)}; expected a complete image") from error
-    defect = _defect(data[:_HEAD], data[-_TAIL:], len(data), lambda: data)
+        defect = _os_defect(path, error)
     if defect:
-        raise InputError(f"image file {path} {defect}; expected a complete image")
+        raise InputError(f"image file {path} {defect}; {_EXPECTED}")
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -125,14 +170,8 @@ def read_image(path: str | os.PathLike[str]) -> EncodedImage:
                 image.mode,
                 "transparency" in image.info,
             )
-    except UnidentifiedImageError as error:  # its text names a buffer, not the file
-        raise InputError(
-            f"image file {path} cannot be opened (damaged, or of an unknown format); expected a complete image"
-        ) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"image file {path} cannot be opened ({error}); expected a complete image"
-        ) from error
+    except Exception as error:  # of damaged headers, plugins raise nearly anything
+        raise InputError(f"image file {path} {_header_defect(error)}; {_EXPECTED}") from error
 
 
 def decode_rgb(image: EncodedImage) -> Image.Image:
@@ -151,14 +190,20 @@ def decode_rgb(image: EncodedImage) -> Image.Image:
         with Image.open(io.BytesIO(image.data.tobytes())) as opened:
             return opened.convert("RGB")
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise InputError(
-            f"image file {image.path} cannot be decoded ({error}); expected a complete image"
-        ) from error
+        raise InputError(f"image file {image.path} {_decoder_defect(error)}; {_EXPECTED}") from error
 
 
-def _file_defect(path: str | os.PathLike[str]) -> str | None:
+def _decoding_defect(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
+        decode_rgb(read_image(path))
+    except InputError as error:
+        return str(error).removeprefix(f"image file {path} ").removesuffix(f"; {_EXPECTED}")
+    return None
+
+
+def _file_defect(path: str) -> str | None:
+    try:
+        with _open(path) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_HEAD)
             file.seek(max(0, size - _TAIL))
@@ -168,17 +213,49 @@ def _file_defect(path: str | os.PathLike[str]) -> str | None:
                 file.seek(0)
                 return file.read()
 
-            return _defect(head, tail, size, whole)
+            return _size_defect(file) or _defect(head, tail, size, whole)
     except OSError as error:
-        return _os_defect(error)
+        return _os_defect(path, error)
 
 
-def _os_defect(error: OSError) -> str:
+def _open(path: str) -> BinaryIO:
+    """Opens an ordinary file; a pipe or a device would be waited for, or never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError
+    if not stat.S_ISREG(mode):
+        raise OSError(0, "neither a file nor a link to one")
+    return open(path, "rb")
+
+
+def _os_defect(path: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "does not exist"
+        target = f"is a link to {os.readlink(path)}, which " if os.path.islink(path) else ""
+        return f"{target}does not exist"
     if isinstance(error, IsADirectoryError):
         return "is a folder"
-    return f"cannot be read ({error.strerror})"
+    return f"cannot be read ({(error.strerror or str(error)).lower()})"
+
+
+def _header_defect(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text names a buffer, not the file
+        return "cannot be opened (damaged, or of an unknown format)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more pixels than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}"
+    return f"cannot be opened ({_one_line(error)})"
+
+
+def _decoder_defect(error: Exception) -> str:
+    return f"cannot be decoded ({_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _size_defect(file: BinaryIO) -> str | None:
+    size = os.fstat(file.fileno()).st_size
+    return f"has {size} bytes, more than the limit of {_MAX_BYTES}" if size > _MAX_BYTES else None
 
 
 def _defect(head: bytes, tail: bytes, size: int, whole: Callable[[], bytes]) -> str | None:

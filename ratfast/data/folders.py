@@ -7,7 +7,8 @@ DomainBed sorts the domains by name; within a domain the order is that of
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,21 @@ class Domain:
         name: name of the folder.
         paths: file of each image.
         labels: class index of each image, int64 of shape (len(paths),).
+        left_out: positions of images that are not to be used, sorted, int64; see `DomainDataset.leave_out`.
     """
 
     name: str
     paths: tuple[str, ...]
     labels: np.ndarray
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def usable(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Those of `indices` (of all positions, if None), int64, in their order, that are not left out."""
+        indices = np.arange(len(self)) if indices is None else indices
+        return indices[~np.isin(indices, self.left_out)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +84,25 @@ class DomainDataset:
         known = ", ".join(f"{i} {name}" for i, name in enumerate(self.domain_names))
         raise InputError(f"dataset {self.name} has no domain {domain!r}; its domains are {known}")
 
+    def leave_out(self, paths: Iterable[str]) -> DomainDataset:
+        """The same images at the same positions, some of them marked as not to be used.
+
+        Positions count every file, so that a split is a shuffle of all files, and an unusable one goes from the
+        half that it falls in: the other images stay in the halves in which they are without it.
+
+        Args:
+            paths: files of the images to leave out; those of other data sets do not matter.
+        """
+        chosen = frozenset(paths)
+        domains = (
+            replace(
+                domain,
+                left_out=np.array([i for i, path in enumerate(domain.paths) if path in chosen], np.int64),
+            )
+            for domain in self.domains
+        )
+        return replace(self, domains=tuple(domains))
+
     def require_several_domains(self) -> None:
         """Check that one domain can be held out and at least one is left to train on.
 
@@ -102,7 +129,8 @@ def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset
 
     Raises:
         InputError: the folder is missing or holds no folders, a domain holds no class folders, the classes
-            differ between domains, or a class has no images in some domain.
+            differ between domains, a class has no images in some domain, a folder cannot be listed, or a link to
+            a folder leads nowhere or back to a folder that it lies in.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -110,13 +138,13 @@ def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset
         raise InputError(
             f"dataset folder {root} {state}; expected a folder of the form {root}/<domain>/<class>/<image>"
         )
-    domain_names = _subfolders(root)
+    domain_names = subfolders(root)
     if not domain_names:
         raise InputError(f"dataset folder {root} holds no domains; expected {root}/<domain>/<class>/<image>")
     classes: list[str] = []
     domains = []
     for domain_name in domain_names:
-        found = _subfolders(root / domain_name)
+        found = subfolders(root / domain_name)
         if not found:
             raise InputError(
                 f"domain folder {root / domain_name} holds no class folders; "
@@ -130,12 +158,55 @@ def scan(root: str | os.PathLike[str], name: str | None = None) -> DomainDataset
     return DomainDataset(name or root.resolve().name, root, tuple(classes), tuple(domains))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; links to folders count.
+
+    Raises:
+        InputError: it cannot be listed, or a link in it leads nowhere.
+    """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+            found = sorted(entries, key=lambda entry: entry.name)
+            for entry in found:
+                # Passed over, it would take a domain or a class with it; editors leave links with a dot.
+                if entry.is_symlink() and not os.path.exists(entry.path) and entry.name[0] != ".":
+                    raise InputError(
+                        f"{entry.path} is a link to {os.readlink(entry.path)}, which cannot be reached; "
+                        "expected a folder or no link"
+                    )
+            return [entry.name for entry in found if entry.is_dir()]
     except OSError as error:
-        raise InputError(f"cannot list folder {folder}: {error.strerror}") from error
+        raise _unlisted(error) from error
+
+
+def _unlisted(error: OSError) -> InputError:
+    return InputError(f"cannot list folder {os.fsdecode(error.filename)}: {(error.strerror or '').lower()}")
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at or below `top` with its file names, unsorted; links to folders are followed.
+
+    Raises:
+        InputError: a folder cannot be listed, or lies within itself.
+    """
+
+    def fail(error: OSError) -> None:
+        raise _unlisted(error) from error
+
+    true_top = Path(top).resolve()
+    # The true paths of each folder and of those that it lies in.
+    above = {os.fspath(top): tuple(map(str, (true_top, *true_top.parents)))}
+    for folder, subfolders, files in os.walk(top, followlinks=True, onerror=fail):
+        chain = above.pop(folder)
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            true = os.path.realpath(path)
+            if true in chain:
+                raise InputError(
+                    f"{path} leads back to {true}, in which it lies; expected folders without loops"
+                )
+            above[path] = (*chain, true)
+        yield folder, files
 
 
 def _difference(root: Path, first: str, classes: list[str], domain: str, found: list[str]) -> str:
@@ -152,22 +223,30 @@ def _difference(root: Path, first: str, classes: list[str], domain: str, found: 
     return f"the domains of {root} must have the same class folders, but {' and '.join(parts)}"
 
 
+def class_images(folder: Path) -> list[str]:
+    """The images at or below the folder of a class, in the order of `torchvision.datasets.ImageFolder`.
+
+    Raises:
+        InputError: a folder cannot be listed, or lies within itself.
+    """
+    return [
+        os.path.join(below, file)
+        for below, files in sorted(_walk(folder))  # by folder path
+        for file in sorted(files)
+        if file.lower().endswith(IMAGE_EXTENSIONS)
+    ]
+
+
 def _scan_domain(root: Path, domain: str, classes: list[str]) -> Domain:
     paths: list[str] = []
     counts = []
     for label in classes:
-        before = len(paths)
-        # os.walk's triples sort by folder path, as ImageFolder sorts them.
-        for folder, _, files in sorted(os.walk(root / domain / label, followlinks=True)):
-            paths += [
-                os.path.join(folder, file)
-                for file in sorted(files)
-                if file.lower().endswith(IMAGE_EXTENSIONS)
-            ]
-        if len(paths) == before:
+        found = class_images(root / domain / label)
+        if not found:
             raise InputError(
                 f"class folder {root / domain / label} holds no images; expected files ending in "
                 + ", ".join(IMAGE_EXTENSIONS)
             )
-        counts.append(len(paths) - before)
+        paths += found
+        counts.append(len(found))
     return Domain(domain, tuple(paths), np.repeat(np.arange(len(classes), dtype=np.int64), counts))

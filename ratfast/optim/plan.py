@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
-from operator import is_, itemgetter
+from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -11,12 +12,50 @@ from torch import Tensor
 
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
-from ratfast.layout import same_order
-from ratfast.optim.runs import find_runs, join_states, work_strides
+from ratfast.gradients import gradient_row
+from ratfast.layout import is_dense, same_order
+from ratfast.optim.runs import find_rounds, find_runs, join_states, work_strides
 from ratfast.rows import dtype_name, flattened
 
-# Called with tensors to step: parameters, gradients, states by key, and the number of this step for each.
-Update = Callable[[list[Tensor], list[Tensor], dict[str, list[Tensor]], Tensor], None]
+States = MutableMapping[Tensor, MutableMapping[str, Any]]
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps for each parameter.
+
+    Attributes:
+        moments: names of the states that begin as zeros.
+        counts_steps: whether the number of steps is a state, "step".
+        masters: keep float32 masters of narrow parameters, "master_param", which are stepped in their place.
+        averages: keep an average of the parameters, "averaged_param".
+    """
+
+    moments: tuple[str, ...]
+    counts_steps: bool
+    masters: bool = False
+    averages: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the states that are shaped as the parameter."""
+        return (*self.moments, *(["master_param"] * self.masters), *(["averaged_param"] * self.averages))
+
+
+def is_mastered(param: Tensor, masters: bool) -> bool:
+    """Whether a parameter is a narrow copy of a float32 master."""
+    return masters and param.dtype in _NARROW
+
+
+def stepped_type(param: Tensor, masters: bool) -> torch.dtype:
+    """The element type of what is stepped: the parameter's, or its master's."""
+    return torch.float32 if is_mastered(param, masters) else param.dtype
+
+
+def averaged_type(param: Tensor) -> torch.dtype:
+    """The element type of a parameter's average: no narrower than float32, or its small steps would round away."""
+    return torch.float32 if param.dtype in _NARROW else param.dtype
 
 
 class Plan:
@@ -24,173 +63,284 @@ class Plan:
 
     Args:
         params: the group's parameters.
-        grads: their gradients, or None.
+        grads: their gradients, or None; `check_gradients` accepted them.
         states: the optimizer's state, created where missing.
-        keys: the states that the update needs beside "step".
-        name: gives the name of the i-th parameter for messages.
+        counts: steps of the parameters, where they are no state; created where missing.
+        kept: what the optimizer keeps.
 
-    Raises:
-        InputError: a parameter or gradient cannot be stepped; names it.
+    Attributes:
+        parts: what is stepped by one call each, in order.
+        idle: parameters with an average that have no gradient now.
     """
 
     def __init__(
         self,
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
-        states: MutableMapping[Tensor, dict[str, Any]],
-        keys: Sequence[str],
-        name: Callable[[int], str],
+        states: States,
+        counts: MutableMapping[Tensor, Tensor],
+        kept: Kept,
     ):
+        self._kept = kept
         self._params = list(params)
         self._pointers = [param.data_ptr() for param in params]
         self._strides = [param.stride() for param in params]
-        self._keys = tuple(keys)
+        self._indices = [index for index, grad in enumerate(grads) if grad is not None]
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            if grad is not None:
-                _refuse_unsupported(param, grad, name(index))
-                kinds.setdefault((param.device, param.dtype), []).append(index)
-        self._indices = sorted(index for members in kinds.values() for index in members)
-        self._parts = [
-            _Part(members, self._params, grads, states, self._keys, name) for members in kinds.values()
+        for index in self._indices:
+            kinds.setdefault((params[index].device, params[index].dtype), []).append(index)
+        self.parts = [
+            Part([members[place] for place in chosen], self._params, grads, states, counts, kept)
+            for members in kinds.values()
+            for chosen in find_rounds([params[index] for index in members])
+        ]
+        self.idle = [
+            param
+            for param, grad in zip(params, grads, strict=True)
+            if kept.averages and grad is None and "averaged_param" in states.get(param, ())
         ]
 
-    def fits(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], keys: Sequence[str]) -> bool:
-        """Whether tensors, gradients and states are where they were when the plan was made."""
+    def fits(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], kept: Kept) -> bool:
+        """Whether tensors and gradients are where they were when the plan was made."""
         return (
-            self._keys == tuple(keys)
+            self._kept == kept
             and len(params) == len(self._params)
             and all(map(is_, params, self._params))
             and self._indices == [index for index, grad in enumerate(grads) if grad is not None]
             and self._pointers == list(map(Tensor.data_ptr, params))
             and self._strides == list(map(Tensor.stride, params))
-            and all(part.fits(grads) for part in self._parts)
+            and all(part.fits(grads) for part in self.parts)
         )
 
-    def step(self, grads: Sequence[Tensor | None], update: Update) -> None:
-        """Steps every parameter that has a gradient.
 
-        Args:
-            grads: of all the group's parameters.
-            update: the operation.
+class Part:
+    """The parameters of a plan that one call of the operation steps: of one device and one element type.
 
-        Raises:
-            InputError: a gradient is sparse; names its parameter.
-        """
-        for part in self._parts:
-            part.step(grads, update)
-
-
-class _Part:
-    """The parameters of a plan that share device and element type: one call of the operation."""
+    Attributes:
+        device: theirs.
+        targets: what is stepped: a row for a run of parameters, else the parameter or a dense copy of it.
+        grads: the gradient of each target, after `bring`.
+        moments: the states by name, each alike `targets`.
+        copies: the narrow parameters whose masters the targets are, or nothing.
+        averages: alike `targets`, or nothing.
+        steps: (T,) float32 on the device, the steps that each target has made; counted by the operation.
+    """
 
     def __init__(
         self,
         members: list[int],
         params: Sequence[Tensor],
         grads: Sequence[Tensor | None],
-        states: MutableMapping[Tensor, dict[str, Any]],
-        keys: tuple[str, ...],
-        name: Callable[[int], str],
+        states: States,
+        counts: MutableMapping[Tensor, Tensor],
+        kept: Kept,
     ):
-        made = [_steps_made(states[params[index]]) for index in members]
-        runs = [
-            [members[position] for position in run]
-            for run in find_runs([params[i] for i in members], [grads[i] for i in members], made)
-        ]
-        # The runs' first parameters lead, so that the step numbers of the runs are the head of one vector.
-        heads = [run[0] for run in runs]
-        tails = [(index, place) for place, run in enumerate(runs) for index in run[1:]]
-        empty = [index for index in members if params[index].numel() == 0]
-        order = heads + [index for index, _ in tails] + empty
-        self._name = name
-        self._first = list(range(len(heads))) + [place for _, place in tails]
-        self._params = [params[index] for index in order]
-        self._states = [states[param] for param in self._params]
-        self._keys = keys
-        self._steps = torch.tensor([made[members.index(index)] for index in order], dtype=torch.float32)
-        for state, step in zip(self._states, self._steps, strict=True):
-            state["step"] = step
-        self._run_steps = self._steps[: len(heads)]
-        self._follower_params = [params[index] for index, _ in tails]
+        self.device = params[members[0]].device
+        self._mastered = is_mastered(params[members[0]], kept.masters)
+        made = _steps_made([params[index] for index in members], states, counts, kept)
+        found = find_runs([params[i] for i in members], [grads[i] for i in members], made)
+        runs = [[members[place] for place in run] for run in found]
+        self._join([[params[index] for index in run] for run in runs], states, kept)
+
+        # The parameters of a run share one number, as they share the row.
+        self.steps = torch.tensor([made[run[0]] for run in found], dtype=torch.float32, device=self.device)
+        for step, run in zip(self.steps, runs, strict=True):
+            for index in run:
+                if kept.counts_steps:
+                    states[params[index]]["step"] = step
+                else:
+                    counts[params[index]] = step
+
         self._shared = [index for run in runs if len(run) > 1 for index in run]
         self._shared_grads = [grads[index] for index in self._shared]
         self._shared_pointers = [grad.data_ptr() for grad in self._shared_grads]
-        self._single = [
-            (
-                place,
-                index,
-                params[index],
-                strides := work_strides(params[index]),
-                strides != params[index].stride(),
-            )
-            for place, (index, *followers) in enumerate(runs)
-            if not followers
+        self._shared_strides = [grad.stride() for grad in self._shared_grads]
+        self._rows = [None if len(run) == 1 else flattened([grads[i] for i in run]) for run in runs]
+        single = [(place, run[0]) for place, run in enumerate(runs) if len(run) == 1]
+        self._singles = [
+            (place, index, tuple(params[index].shape), work_strides(params[index])) for place, index in single
         ]
-        self._targets = [
-            params[run[0]] if len(run) == 1 else flattened([params[i] for i in run]) for run in runs
+        self._kinds = [
+            (grad.dtype, grad.shape, grad.layout, grad.device)
+            for grad in (grads[index] for _, index in single)
         ]
-        self._grads = [None if len(run) == 1 else flattened([grads[i] for i in run]) for run in runs]
-        self._joined: dict[str, list[Tensor]] = {}
-        for key in keys:
-            self._joined[key] = [
-                join_states([params[i] for i in run], [states[params[i]] for i in run], key) for run in runs
-            ]
-            for index in empty:
-                states[params[index]].setdefault(key, torch.zeros_like(params[index]))
-        self._entries = {key: [state[key] for state in self._states] for key in ("step", *keys)}
+        self._scattered = [
+            (place, params[index])
+            for place, index in single
+            if not is_dense(params[index].shape, params[index].stride())
+        ]
+        # A row's version counter is that of its first parameter.
+        self._followers = [params[index] for run in runs for index in run[1:]]
+        self._narrow = [params[index] for run in runs for index in run] if self._mastered else []
+        self._zeroed = list({id(grad): grad for grad in map(_whole, self._shared_grads)}.values())
+        self.grads: list[Tensor] = []
+        self._replaced: list[Tensor] = []
+        self._note_versions()
+
+    def _join(self, runs: list[list[Tensor]], states: States, kept: Kept) -> None:
+        """Sets what is stepped and its states."""
+        self.moments: dict[str, list[Tensor]] = {key: [] for key in kept.moments}
+        self.targets, self.copies, self.averages = [], [], []
+        stepped = stepped_type(runs[0][0], kept.masters)
+
+        def start_of_average(param: Tensor) -> Tensor:
+            return states[param].get("master_param", param)
+
+        for run in runs:
+            entries = [states[param] for param in run]
+            weight = run[0] if len(run) == 1 else flattened(run)
+            if self._mastered:
+                master = join_states(run, entries, "master_param", stepped, Tensor.float)
+                _follow(master, weight)
+                self.targets.append(master)
+                self.copies.append(weight)
+            else:
+                self.targets.append(weight)
+            for key, tensors in self.moments.items():
+                tensors.append(join_states(run, entries, key, stepped))
+            if kept.averages:
+                kind = averaged_type(run[0])
+                self.averages.append(join_states(run, entries, "averaged_param", kind, start_of_average))
 
     def fits(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether gradients are what or where they were, and nobody else counted steps."""
+        if self._version != self.steps._version:
+            return False
+        if self._singles:
+            own = [grads[index] for _, index, *_ in self._singles]
+            kinds = [(grad.dtype, grad.shape, grad.layout, grad.device) for grad in own]
+            if kinds != self._kinds:
+                return False
         shared = [grads[index] for index in self._shared]
-        if not all(map(is_, shared, self._shared_grads)):
-            return False
-        if self._shared_pointers != list(map(Tensor.data_ptr, shared)):
-            return False
-        try:
-            for key, entries in self._entries.items():
-                if not all(map(is_, map(itemgetter(key), self._states), entries)):
-                    return False
-        except KeyError:  # the user took a state out
-            return False
-        if not self._shared:
-            return True
-        steps = self._steps.tolist()
-        return [steps[first] for first in self._first] == steps[: len(self._first)]
+        return (
+            all(map(is_, shared, self._shared_grads))
+            and self._shared_pointers == list(map(Tensor.data_ptr, shared))
+            and self._shared_strides == list(map(Tensor.stride, shared))
+        )
 
-    def step(self, grads: Sequence[Tensor | None], update: Update) -> None:
-        targets, brought = list(self._targets), list(self._grads)
-        scattered = []
-        for place, index, param, strides, is_scattered in self._single:
+    def bring(self, grads: Sequence[Tensor | None]) -> None:
+        """Sets `grads`, dense copies of parameters that are not dense, and masters of changed parameters.
+
+        Args:
+            grads: of all the group's parameters.
+        """
+        self.grads = list(self._rows)
+        self._replaced = []
+        for place, index, shape, strides in self._singles:
             grad = grads[index]
-            if grad.layout != torch.strided:
-                _refuse_unsupported(param, grad, self._name(index))
-            if is_scattered:
-                targets[place] = param.detach().contiguous()
-                scattered.append((param, targets[place]))
-            if grad.dtype != param.dtype or not same_order(param.shape, grad.stride(), strides):
-                grad = torch.empty_strided(
-                    param.shape, strides, dtype=param.dtype, device=param.device
-                ).copy_(grad)
-            brought[place] = grad
-        self._steps.add_(1)
-        if targets:
-            update(targets, brought, self._joined, self._run_steps)
-        for param, dense in scattered:
-            param.copy_(dense)
-        if self._shared:
-            # A row's version counter is that of its first parameter; tell autograd of the others.
-            torch.autograd.graph.increment_version(self._follower_params)
+            if not same_order(shape, grad.stride(), strides):
+                self._replaced.append(grad)
+                grad = torch.empty_strided(shape, strides, dtype=grad.dtype, device=self.device).copy_(grad)
+            self.grads[place] = grad
+        weights = self.copies if self._mastered else self.targets
+        for place, param in self._scattered:
+            weights[place] = param.detach().contiguous()
+        if self._mastered and self._versions != [param._version for param in self._narrow]:
+            for master, weight in zip(self.targets, weights, strict=True):
+                _follow(master, weight)
+
+    def done(self, *, zero_grads: bool) -> None:
+        """Takes note of the step: brings dense copies back, and tells autograd what was overwritten."""
+        weights = self.copies if self._mastered else self.targets
+        for place, param in self._scattered:
+            param.copy_(weights[place])
+        if zero_grads and self._replaced:
+            torch._foreach_zero_(self._replaced)
+        if self._followers:
+            torch.autograd.graph.increment_version(self._followers)
+        self._note_versions()
+
+    def zeroed(self) -> list[Tensor]:
+        """What `zero_grads` has left zero: gradients, and the rows of an arena's gradients."""
+        singles = [self.grads[place] for place, *_ in self._singles]
+        return [*self._zeroed, *singles, *self._replaced]
+
+    def _note_versions(self) -> None:
+        self._version = self.steps._version
+        self._versions = [param._version for param in self._narrow]
 
 
-def _steps_made(state: MutableMapping[str, Any]) -> float:
-    return float(state.get("step", 0.0))
+def _whole(grad: Tensor) -> Tensor:
+    row = gradient_row(grad)
+    return grad if row is None else row.row
 
 
-def _refuse_unsupported(param: Tensor, grad: Tensor, name: str) -> None:
-    if grad.layout != torch.strided:
-        raise InputError(f"the gradient of {name} is sparse; the fused optimizers step dense gradients only")
+def _steps_made(
+    params: Sequence[Tensor], states: States, counts: MutableMapping[Tensor, Tensor], kept: Kept
+) -> list[float]:
+    """The number of steps of each parameter, read from devices at once."""
+    if kept.counts_steps:
+        found = [states[param].get("step", 0.0) for param in params]
+    else:
+        # What has no moment yet has made no step, whatever was counted before it was taken away.
+        found = [
+            0.0 if any(states[param].get(key) is None for key in kept.moments) else counts.get(param, 1.0)
+            for param in params
+        ]
+    numbers = [value for value in found if isinstance(value, Tensor)]
+    if numbers:
+        read = iter(
+            torch.stack([value.detach().float().reshape(()) for value in _on_one_device(numbers)]).tolist()
+        )
+        return [next(read) if isinstance(value, Tensor) else float(value) for value in found]
+    return [float(value) for value in found]
+
+
+def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:
+    devices = {tensor.device for tensor in tensors}
+    return tensors if len(devices) == 1 else [tensor.cpu() for tensor in tensors]
+
+
+def _follow(master: Tensor, weight: Tensor) -> None:
+    """Makes a master equal to a narrow weight, but where it rounds to the weight already."""
+    master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.to(master.dtype)))
+
+
+def check_gradients(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None], name: Callable[[int], str]
+) -> None:
+    """Refuses what cannot be stepped.
+
+    Raises:
+        InputError: names the first such parameter, and says what is wrong with it or its gradient.
+    """
+    for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if grad is not None:
+            problem = _problem(param, grad)
+            if problem is not None:
+                raise InputError(problem.format(name=name(index)))
+
+
+def _problem(param: Tensor, grad: Tensor) -> str | None:
+    """What is wrong with a parameter or its gradient, with `{name}` for its name; None if nothing is."""
     kind = BY_NAME.get(dtype_name(param.dtype))
     if kind is None or not kind.is_floating:
-        raise InputError(
-            f"{name} is {dtype_name(param.dtype)}, expected float64, float32, float16 or bfloat16"
+        return f"{{name}} is {dtype_name(param.dtype)}, expected float64, float32, float16 or bfloat16"
+    if type(param.data) is not Tensor or type(grad.data) is not Tensor:
+        other = param if type(param.data) is not Tensor else grad
+        return f"{{name}} or its gradient is a {type(other.data).__name__}, expected ordinary tensors"
+    if param.layout != torch.strided:
+        return "{name} is sparse; the fused optimizers step dense parameters only"
+    if grad.layout != torch.strided:
+        return "the gradient of {name} is sparse; the fused optimizers step dense gradients only"
+    if grad.device != param.device:
+        return f"the gradient of {{name}} is on {grad.device}, expected {param.device} as the parameter"
+    if grad.shape != param.shape:
+        return f"the gradient of {{name}} has shape {list(grad.shape)}, expected {list(param.shape)}"
+    # A parameter may ask for gradients of another type; None stands for any.
+    asked = getattr(param, "grad_dtype", param.dtype)
+    kind = BY_NAME.get(dtype_name(grad.dtype))
+    if (
+        kind is None
+        or not kind.is_floating
+        or (grad.dtype != param.dtype and asked not in (None, grad.dtype))
+    ):
+        wanted = dtype_name(asked or param.dtype)
+        return f"the gradient of {{name}} is {dtype_name(grad.dtype)}, expected {wanted} as the parameter"
+    if param.numel() and any(
+        stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)
+    ):
+        return (
+            "{name} is an expanded tensor, whose elements share memory; expected one with an element for each"
         )
+    return None

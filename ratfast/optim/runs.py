@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+import itertools
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ratfast.errors import InputError
 from ratfast.layout import contiguous_strides, is_dense, same_order
-from ratfast.rows import flattened
+from ratfast.rows import flattened, memory_span
 
 
 def find_runs(params: Sequence[Tensor], grads: Sequence[Tensor], steps: Sequence[float]) -> list[list[int]]:
@@ -26,21 +26,20 @@ def find_runs(params: Sequence[Tensor], grads: Sequence[Tensor], steps: Sequence
         steps: steps made so far.
 
     Returns:
-        Positions in `params`, each once, except those of tensors without elements, which are left out.
+        Positions in `params`, each once; tensors without elements are runs of their own.
     """
 
     def plain(index: int) -> bool:
         param, grad = params[index], grads[index]
-        return (
-            grad.layout == torch.strided
-            and grad.dtype == param.dtype
-            and same_order(param.shape, grad.stride(), param.stride())
-            and is_dense(param.shape, param.stride())
+        return same_order(param.shape, grad.stride(), param.stride()) and is_dense(
+            param.shape, param.stride()
         )
 
     def follows(before: int, after: int) -> bool:
-        return steps[before] == steps[after] and all(
-            flattened([tensors[before], tensors[after]]) is not None for tensors in (params, grads)
+        return (
+            steps[before] == steps[after]
+            and grads[before].dtype == grads[after].dtype
+            and all(flattened([tensors[before], tensors[after]]) is not None for tensors in (params, grads))
         )
 
     runs: list[list[int]] = []
@@ -53,7 +52,35 @@ def find_runs(params: Sequence[Tensor], grads: Sequence[Tensor], steps: Sequence
         else:
             runs.append([index])
         extensible = simple
-    return runs
+    return runs + [[index] for index in range(len(params)) if not params[index].numel()]
+
+
+def find_rounds(params: Sequence[Tensor]) -> list[list[int]]:
+    """Splits parameters into rounds within which none shares memory with another.
+
+    Different parameters on shared memory are stepped one after the other in their order, as torch.optim does it.
+
+    Args:
+        params: all of one device.
+
+    Returns:
+        Positions in `params`, each once; nearly always in a single round.
+    """
+    spans = [memory_span(param) for param in params]
+    filled = sorted(span for span in spans if span[0] < span[1])
+    if all(before[1] <= after[0] for before, after in itertools.pairwise(filled)):
+        return [list(range(len(params)))]
+    rounds: list[list[int]] = []
+    place: list[int] = []
+    for index, (start, end) in enumerate(spans):
+        sharing = [
+            place[other] for other in range(index) if spans[other][0] < end and start < spans[other][1]
+        ]
+        place.append(max(sharing, default=-1) + 1)
+        if place[index] == len(rounds):
+            rounds.append([])
+        rounds[place[index]].append(index)
+    return rounds
 
 
 def work_strides(param: Tensor) -> tuple[int, ...]:
@@ -62,33 +89,33 @@ def work_strides(param: Tensor) -> tuple[int, ...]:
     return strides if is_dense(shape, strides) else contiguous_strides(shape)
 
 
-def join_states(params: Sequence[Tensor], states: Sequence[MutableMapping[str, Any]], key: str) -> Tensor:
+def join_states(
+    params: Sequence[Tensor],
+    states: Sequence[MutableMapping[str, Any]],
+    key: str,
+    dtype: torch.dtype,
+    start: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The states `key` of a run's parameters as one tensor that steps with them.
 
-    States that are not there yet begin as zeros. States that already lie as the parameters do are left where
-    they are; others are copied into a new row and replaced by views of it.
+    States that already lie as the parameters do are left where they are; others are copied into a new row and
+    replaced by views of it.
 
     Args:
         params: of one run, in its order.
         states: the optimizer's state of each; `states[i][key]` is read and set.
         key: such as "exp_avg".
+        dtype: of the states.
+        start: gives the value of a state that is not there yet; zeros if None.
 
     Returns:
         1-D over the whole run, or the state itself, shaped as the parameter, if the run is one parameter.
-
-    Raises:
-        InputError: a state has another shape than its parameter.
     """
     values = [state.get(key) for state in states]
-    for param, value in zip(params, values, strict=True):
-        if value is not None and value.shape != param.shape:
-            raise InputError(
-                f"optimizer state {key} has shape {list(value.shape)}, but its parameter {list(param.shape)}"
-            )
     strides = [work_strides(param) for param in params]
     if all(
         value is not None
-        and value.dtype == param.dtype
+        and value.dtype == dtype
         and value.device == param.device
         and same_order(param.shape, value.stride(), stride)
         for param, value, stride in zip(params, values, strides, strict=True)
@@ -97,12 +124,14 @@ def join_states(params: Sequence[Tensor], states: Sequence[MutableMapping[str, A
         if joined is not None:
             return joined
     size = sum(param.numel() for param in params)
-    row = torch.zeros(size, dtype=params[0].dtype, device=params[0].device)
+    row = torch.zeros(size, dtype=dtype, device=params[0].device)
     offset = 0
     for param, state, value, stride in zip(params, states, values, strides, strict=True):
         view = row.as_strided(param.shape, stride, offset)
         if value is not None:
             view.copy_(value)
+        elif start is not None:
+            view.copy_(start(param))
         state[key] = view
         offset += param.numel()
     return states[0][key] if len(params) == 1 else row

@@ -17,10 +17,20 @@ from ratfast.train.evaluation import accuracy
 from ratfast.train.progress import Display
 
 
-def _build(
+def build_network(
     path: Path, dataset: data.DomainDataset, backbone: str | None, image_size: int | None
 ) -> models.Classifier:
-    """The network that the checkpoint says it is of, or that the caller says."""
+    """The network that a checkpoint says it is of, or that the caller says; its weights are not filled in.
+
+    Args:
+        path: the checkpoint.
+        dataset: what it is to be evaluated on.
+        backbone: name of the network, where the checkpoint does not say.
+        image_size: pixels, where the checkpoint does not say.
+
+    Raises:
+        InputError: the network is not known, or was trained for other classes than the data set's.
+    """
     stored = checkpoints.read_metadata(path).get("model", {})
     image_size = image_size or stored.get("image_size")
     if image_size is None or not (backbone or "backbone" in stored):
@@ -39,8 +49,17 @@ def _build(
     return models.build(backbone, len(classes), image_size=image_size, classes=classes)
 
 
-def _fill(model: models.Classifier, weights: dict[str, Tensor], path: Path) -> None:
-    """Copies a state dict into the network, names and shapes as they must be."""
+def fill_network(model: models.Classifier, weights: dict[str, Tensor], path: Path) -> None:
+    """Copies a state dict into the network, names and shapes as they must be.
+
+    Args:
+        model: the network.
+        weights: its new weights.
+        path: where they come from, for the error.
+
+    Raises:
+        InputError: names or shapes are not the network's.
+    """
     expected = model.state_dict()
     missing = [name for name in expected if name not in weights]
     unknown = [name for name in weights if name not in expected]
@@ -63,6 +82,7 @@ def checkpoint_accuracy(
     image_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    on_bad_image: str = "error",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on the domains of a data set, every image of each.
@@ -75,10 +95,12 @@ def checkpoint_accuracy(
         image_size: pixels, where the checkpoint does not say.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `float32` or `bfloat16`.
+        on_bad_image: `error`, or `skip` to leave out images that cannot be read.
         console: where progress is shown; standard error by default.
 
     Returns:
-        `checkpoint`, `dataset`, and `domains`: by name `accuracy` (a fraction), `correct` and `images`.
+        `checkpoint`, `dataset`, and `domains`: by name `accuracy` (a fraction), `correct` and `images`; with
+        `skip` also `left_out`: the files that cannot be read, each with its defect.
 
     Raises:
         InputError: the checkpoint or the data set is wrong, or they do not fit each other.
@@ -89,18 +111,27 @@ def checkpoint_accuracy(
     dataset = data.scan(folder)
     everything = range(len(dataset.domains))
     chosen = everything if domain is None else [dataset.domain_index(domain)]
-    model = _build(path, dataset, backbone, image_size)
-    _fill(model, weights, path)
+    model = build_network(path, dataset, backbone, image_size)
+    fill_network(model, weights, path)
     model.to(where, memory_format=torch.channels_last)
     domains = {}
     with Display(console) as display:
         paths = [path for index in chosen for path in dataset.domains[index].paths]
-        data.check_images(paths, progress=partial(display.count, "checking images"))
+        left_out: list[data.BadImage] = []
+        if on_bad_image == "skip":
+            progress = partial(display.count, "decoding every image")
+            left_out = data.find_bad_images(paths, decode=True, progress=progress)
+            dataset = dataset.leave_out(image.path for image in left_out)
+        else:
+            data.check_images(paths, progress=partial(display.count, "checking images"))
         for index in chosen:
             entry = dataset.domains[index]
-            labels = torch.as_tensor(entry.labels, device=where)
+            usable = entry.usable()
+            if not len(usable):
+                raise InputError(f"no image of domain {entry.name!r} of {dataset.root} can be read")
+            labels = torch.as_tensor(entry.labels[usable], device=where)
             images = data.decode(
-                entry.paths,
+                [entry.paths[i] for i in usable],
                 model.image_size,
                 device=where,
                 progress=partial(display.count, f"decoding {entry.name}"),
@@ -114,4 +145,5 @@ def checkpoint_accuracy(
             )
             correct = round(fraction * len(labels))
             domains[entry.name] = {"accuracy": fraction, "correct": correct, "images": len(labels)}
-    return {"checkpoint": str(path), "dataset": dataset.name, "domains": domains}
+    result = {"checkpoint": str(path), "dataset": dataset.name, "domains": domains}
+    return result | ({"left_out": dict(left_out)} if on_bad_image == "skip" else {})

@@ -61,6 +61,18 @@ def extract_features(
 
 
 @torch.no_grad()
+def logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
+    """Logits `(N, C)` of features `(N, D)`.
+
+    Args:
+        model: in evaluation mode.
+        features: from `extract_features`.
+        precision: `"float32"` or `"bfloat16"`.
+    """
+    with autocast(features.device, precision):
+        return torch.cat([model.head(batch) for batch in features.split(BATCH_SIZE)])
+
+
 def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision: str) -> int:
     """How many images are classified right, given their features.
 
@@ -70,9 +82,7 @@ def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision
         labels: `(N,)` int64 on the same device.
         precision: `"float32"` or `"bfloat16"`.
     """
-    with autocast(features.device, precision):
-        predictions = torch.cat([model.head(batch).argmax(1) for batch in features.split(BATCH_SIZE)])
-    return int((predictions == labels).sum())
+    return int((logits(model, features, precision).argmax(1) == labels).sum())
 
 
 def accuracy(

@@ -37,7 +37,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 
 def closing_lines(summary: Mapping[str, Any], data_dir: str) -> list[str]:
-    """Where the averaged model was saved, and the command that evaluates it.
+    """Where the averaged model was saved, the command that evaluates it, and how many images were left out.
 
     Args:
         summary: the content of `summary.json`.
@@ -47,4 +47,10 @@ def closing_lines(summary: Mapping[str, Any], data_dir: str) -> list[str]:
     file = summary["averages"][method]["file"]
     command = ["ratfast", "evaluate", file, "--data-dir", data_dir, "--dataset", summary["target"]]
     command += ["--domain", summary["test_domain"]]
-    return [f"The {method} average is saved in {file}; to evaluate it:", "  " + shlex.join(command)]
+    lines = [f"The {method} average is saved in {file}; to evaluate it:"]
+    left_out = summary.get("left_out", {"images": 0})
+    if left_out["images"]:
+        command += ["--on-bad-image", "skip"]
+        count = f"{left_out['images']} image{'s were' if left_out['images'] > 1 else ' was'}"
+        lines.insert(0, f"{count} left out as unreadable, listed in {left_out['file']}.")
+    return [*lines, "  " + shlex.join(command)]

@@ -16,6 +16,7 @@ from ratfast.errors import InputError
 from ratfast.train import host, records
 from ratfast.train.averages import average_trials, forget_averages
 from ratfast.train.job import RUN, Context, check_sources, run_job
+from ratfast.train.left_out import summary_of, write_left_out
 from ratfast.train.plan import Plan, make_plan
 from ratfast.train.progress import Display
 from ratfast.train.tasks import Tasks
@@ -36,6 +37,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         The content of `summary.json`: `target`, `test_domain`, `members` (name, initialisation, `val`, `test`,
         checkpoint), `mean_of_members`, `best_single`, `averages` (by method: `val`, `test`, members used,
         seconds, file) and `seconds` by stage; accuracies are fractions. `val` is the mean over the training domains.
+        With `data.on_bad_image = "skip"` also `left_out`: how many images, and the file that lists them.
 
     Raises:
         InputError: the recipe, a data set or a checkpoint is wrong.
@@ -54,6 +56,8 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         with records.locked_output(output), _settled_recipe(recipe, output, plan):
             precision = host.find_precision(recipe.train.precision, device)
             context = Context(recipe, tasks, device, precision, output, display)
+            if tasks.left_out:
+                write_left_out(output, tasks.left_out)
             _train(plan, context)
             summary = summarise(plan, context, average_trials(plan, context))
             records.write_json(output / records.SUMMARY, summary)
@@ -124,6 +128,7 @@ def summarise(plan: Plan, context: Context, averages: dict[str, Any]) -> dict[st
     for job in plan.jobs:
         seconds[job.stage] = seconds.get(job.stage, 0.0) + runs[job.name]["seconds"]
     target = context.tasks.datasets[context.recipe.data.target]
+    left_out = context.tasks.left_out
     return {
         "target": target.name,
         "test_domain": target.domains[plan.test_env].name,
@@ -134,4 +139,5 @@ def summarise(plan: Plan, context: Context, averages: dict[str, Any]) -> dict[st
         "best_single": max(members, key=lambda member: member["val"]),
         "averages": averages,
         "seconds": seconds | {"averages": sum(record["seconds"] for record in averages.values())},
+        **({"left_out": summary_of(output, left_out)} if left_out else {}),
     }

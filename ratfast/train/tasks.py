@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ratfast import catalogue, data, protocol
 from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.models import Classifier
+from ratfast.train import left_out
 from ratfast.train.fit import ValidationSet
 from ratfast.train.progress import Display
 
@@ -24,6 +26,10 @@ class Tasks:
         device: where decoded images are kept and batches arrive.
         display: shows how far checks and decoding are.
 
+    Attributes:
+        datasets: by name.
+        left_out: the images that are not used since they cannot be read, by data set; empty where they are an error.
+
     Raises:
         InputError: a folder is missing or of the wrong form, or an image cannot be one.
     """
@@ -35,8 +41,15 @@ class Tasks:
             name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
             for name in [recipe.data.target, *recipe.data.aux]
         }
+        self.left_out: left_out.LeftOut = {}
+        if recipe.data.on_bad_image == "skip":
+            self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)
+            self.datasets = {
+                name: left_out.without(dataset, self.left_out[name])
+                for name, dataset in self.datasets.items()
+            }
         for name, dataset in self.datasets.items():
-            paths = [path for domain in dataset.domains for path in domain.paths]
+            paths = [domain.paths[i] for domain in dataset.domains for i in domain.usable()]
             data.check_images(paths, progress=partial(display.count, f"checking the images of {name}"))
         self._decoded = data.DecodedCache(
             device=device,
@@ -60,9 +73,13 @@ class Tasks:
                 )
 
     def split(self, dataset: str, domain: int, trial_seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """DomainBed's split of one domain: indices to train on, indices to validate on."""
-        count = len(self.datasets[dataset].domains[domain].paths)
-        return protocol.split(count, self._data.holdout_fraction, trial_seed, domain)
+        """DomainBed's split of one domain: indices to train on, indices to validate on.
+
+        All images are split; those left out then go from their half, and no other image changes halves.
+        """
+        chosen = self.datasets[dataset].domains[domain]
+        kept, held_out = protocol.split(len(chosen), self._data.holdout_fraction, trial_seed, domain)
+        return chosen.usable(kept), chosen.usable(held_out)
 
     def training_domains(self, dataset: str, test_env: int | None) -> list[int]:
         """Indices of all domains but the held-out one."""
@@ -103,6 +120,8 @@ class Tasks:
     def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""
         chosen = self.datasets[dataset].domains[domain]
+        if indices is None and len(chosen.left_out):
+            indices = chosen.usable()
         labels = chosen.labels if indices is None else chosen.labels[indices]
         images = self._decoded.get(self.datasets[dataset], domain, self._data.image_size, indices)
         return images, torch.as_tensor(labels, device=self._device)

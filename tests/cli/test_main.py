@@ -54,6 +54,8 @@ def raising(error: BaseException):
         ("main", ["info", "--help"]),
         ("main", ["average", "--help"]),
         ("main", ["convert", "--help"]),
+        ("main", ["data", "--help"]),
+        ("main", ["data", "fetch", "--help"]),
         ("train", ["--help"]),
     ],
 )
@@ -299,6 +301,7 @@ def test_every_flag_reaches_its_key(trained):
         "--backbone": ("resnet18", "resnet18"),
         "--weights": ("w.pt", "w.pt"),
         "--image-size": ("64", 64),
+        "--on-bad-image": ("skip", "skip"),
         "--batch-size": ("8", 8),
         "--runs": ("2", 2),
         "--trials": ("3", 3),

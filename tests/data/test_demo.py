@@ -53,7 +53,7 @@ def test_no_mnist_image_is_in_two_places(monkeypatch):
     monkeypatch.setattr(demo, "_save", save)
     monkeypatch.setattr(demo, "_outline", lambda image: image)
     monkeypatch.setattr(demo, "_on_photograph", lambda image, *_: image)
-    monkeypatch.setattr(demo, "_rotated", lambda image, _: Image.fromarray(image))
+    monkeypatch.setattr(demo, "rotated", lambda image, _: Image.fromarray(image))
     monkeypatch.setattr(Path, "write_text", lambda *_: None)
     demo._write(Path("/nowhere"))
     count = sum(len(found) for found in places.values())

@@ -62,23 +62,6 @@ def test_follows_torch_for_hundreds_of_steps(pair, amsgrad, maximize, weight_dec
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
-def test_torchs_own_inputs(pair, device):
-    pytest.importorskip("expecttest", reason="torch's test helpers import it")
-    helpers = pytest.importorskip("torch.testing._internal.common_optimizers")
-    name = "optim_inputs_func_adam" if pair[0] is FusedAdam else "optim_inputs_func_adamw"
-    inputs = getattr(helpers, name)(str(device))
-    tried = 0
-    for given_input in inputs:
-        if given_input.kwargs.get("capturable"):
-            continue
-        ours, theirs, *_ = run(pair, given_input.kwargs, steps=20, device=device)
-        for mine, its in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine, its, **TOLERANCES[torch.float32], msg=given_input.desc)
-        tried += 1
-    assert tried >= 5
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].__name__)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_parameters_are_stepped_in_float32(pair, dtype):
     """One step from equal states differs from a float64 step by the rounding of the result alone."""

@@ -46,13 +46,13 @@ def train(module, optimizer, seeds):
 def stepped(monkeypatch):
     """Numbers of tensors of the calls of the operation."""
     calls = []
-    original = ops.adam_
+    original = ops.adam_step_
 
     def spy(params, *args, **kwargs):
         calls.append([param.numel() for param in params])
         return original(params, *args, **kwargs)
 
-    monkeypatch.setattr(ops, "adam_", spy)
+    monkeypatch.setattr(ops, "adam_step_", spy)
     return calls
 
 
@@ -106,7 +106,9 @@ def test_states_are_rows_with_views():
         for parameter, state in optimizer.state.items():
             assert state[key].shape == parameter.shape
             assert state[key].stride() == parameter.stride()
-    assert len({state["step"].data_ptr() for state in optimizer.state.values()}) == len(optimizer.state)
+    assert len({state["step"].data_ptr() for state in optimizer.state.values()}) == 1
+    steps = [state["step"] for state in optimizer.state_dict()["state"].values()]
+    assert len({step.data_ptr() for step in steps}) == len(optimizer.state)
     assert arena.is_intact()
 
 
@@ -224,7 +226,7 @@ def test_memory_viewed_otherwise_is_paired_by_index(attribute):
         torch.testing.assert_close(mine, its)
 
 
-def test_a_step_number_changed_in_place_counts():
+def test_a_changed_step_number_counts():
     module, plain = cnn(), cnn()
     Arena(module)
     optimizer = FusedAdam(module.parameters(), lr=0.01)
@@ -232,14 +234,18 @@ def test_a_step_number_changed_in_place_counts():
     for seeds in (range(2), range(2, 4)):
         train(module, optimizer, seeds)
         train(plain, other, seeds)
-        optimizer.state[module[7].weight]["step"].fill_(50)
-        other.state[plain[7].weight]["step"].fill_(50)
+        optimizer.state[module[7].weight]["step"] = torch.tensor(50.0)
+        other.state[plain[7].weight]["step"] = torch.tensor(50.0)
     train(module, optimizer, [5])
     train(plain, other, [5])
     assert optimizer.state[module[7].weight]["step"] == 51
     assert optimizer.state[module[7].bias]["step"] == 5
     for mine, its in zip(module.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+    # In place it is that of all parameters of the row.
+    optimizer.state[module[0].weight]["step"].fill_(70)
+    train(module, optimizer, [6])
+    assert optimizer.state[module[0].weight]["step"] == 71
 
 
 def test_autograd_sees_the_row_step_in_every_parameter():

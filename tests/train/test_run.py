@@ -18,6 +18,9 @@ from rich.console import Console
 from ratfast import InputError, checkpoints, config, train
 from ratfast.averaging import average
 from ratfast.train.checkpoint_accuracy import checkpoint_accuracy
+from ratfast.train.progress import Display
+from ratfast.train.report import closing_lines
+from ratfast.train.tasks import Tasks
 
 from .conftest import tiny_values
 
@@ -295,3 +298,73 @@ def test_evaluating_with_what_does_not_fit(finished, data_dir, tmp_path) -> None
         (tmp_path / "Other" / domain / "cat" / "0.png").write_bytes(image.read_bytes())
     with pytest.raises(InputError, match="classes"):
         checkpoint_accuracy(path, tmp_path / "Other", device="cpu")
+
+
+def test_unreadable_images_are_left_out_listed_and_nothing_else_changes(
+    data_dir, backbone_file, tmp_path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    victims = ("dark/red/0.png", "grey/blue/2.png", "light/green/1.png")
+    (data / "Shapes" / victims[0]).write_bytes(b"")
+    (data / "Shapes" / victims[1]).write_text("a text")
+    damaged = bytearray((data / "Shapes" / victims[2]).read_bytes())
+    start = damaged.index(b"IDAT") + 4
+    damaged[start : start + 300] = bytes(300)  # whole by its ends
+    (data / "Shapes" / victims[2]).write_bytes(damaged)
+    values = tiny_values(data, backbone_file, tmp_path / "output")
+    values["data"] |= {"on_bad_image": "skip", "aux": []}
+    values["train"]["runs"] = 1
+    console = Console(file=io.StringIO())
+    summary = train.run(config.from_dict(values), console)
+    assert "left out 3 images of Shapes, the first dark/red/0.png, which is empty" in console.file.getvalue()
+    assert summary["left_out"] == {"images": 3, "file": str(tmp_path / "output" / "left_out.json")}
+    listed = json.loads((tmp_path / "output" / "left_out.json").read_text())["Shapes"]["images"]
+    assert tuple(listed) == victims
+    assert listed["grey/blue/2.png"] == "is not an image"
+    assert summary["averages"]["uniform"]["test"] * 14 == pytest.approx(
+        round(summary["averages"]["uniform"]["test"] * 14)
+    )  # of the 15 images of the test domain, one is left out
+    first, *_ = closing_lines(summary, str(data))
+    assert first == f"3 images were left out as unreadable, listed in {summary['left_out']['file']}."
+    result = checkpoint_accuracy(
+        Path(summary["averages"]["uniform"]["file"]),
+        data / "Shapes",
+        domain="grey",
+        device="cpu",
+        on_bad_image="skip",
+    )
+    assert result["domains"]["grey"]["accuracy"] == summary["averages"]["uniform"]["test"]
+    assert list(result["left_out"].values()) == ["is not an image"]
+
+    # Continuing with the same files decodes nothing again; with others, the runs would not belong together.
+    again = Console(file=io.StringIO())
+    train.run(config.from_dict(values), again)
+    assert "already done" in again.file.getvalue()
+    shutil.copy(data_dir / "Shapes" / victims[0], data / "Shapes" / victims[0])
+    with pytest.raises(InputError, match=r"left out other images of Shapes .*dark/red/0\.png"):
+        train.run(config.from_dict(values))
+
+
+def test_split_without_some_images_is_the_split_without_them(data_dir, backbone_file, tmp_path) -> None:
+    values = tiny_values(data_dir, backbone_file, tmp_path / "whole")
+    whole = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    for name in ("0.png", "3.png"):
+        (data / "Shapes" / "dark" / "green" / name).write_bytes(b"")
+    values["data"] |= {"dir": str(data), "on_bad_image": "skip"}
+    partial = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    assert partial.datasets["Shapes"].domains[0].left_out.tolist() == [5, 8]
+    for trial in range(3):
+        for domain in range(3):
+            for full, rest in zip(
+                whole.split("Shapes", domain, trial), partial.split("Shapes", domain, trial), strict=True
+            ):
+                lost = {5, 8} if domain == 0 else set()
+                assert rest.tolist() == [index for index in full.tolist() if index not in lost]
+    images, labels = partial.images("Shapes", 0)
+    assert len(images) == len(labels) == 13
+    everything, all_labels = whole.images("Shapes", 0)
+    kept = partial.datasets["Shapes"].domains[0].usable()
+    assert torch.equal(images, everything[kept]) and torch.equal(labels, all_labels[kept])

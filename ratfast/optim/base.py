@@ -1,0 +1,483 @@
+"""What the fused optimizers share: torch.optim's interface, and what a step does in the same pass."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ratfast import ops
+from ratfast.errors import InputError
+from ratfast.gradients import gradient_row
+from ratfast.optim import averaged, options, state_dicts
+from ratfast.optim.plan import Kept, Part, Plan, check_gradients
+from ratfast.optim.scaling import Factor, Scaling
+from ratfast.optim.state import StateTable
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+@dataclass
+class Alongside:
+    """What a step does in the same pass over the weights.
+
+    Attributes:
+        max_grad_norm: clip the gradients of all groups together to this norm, as `torch.nn.utils.clip_grad_norm_`.
+        ema_decay: keep an exponential moving average of the weights, of this decay.
+        swa: keep the mean of the weights after every step.
+        master_weights: step float32 masters of the bfloat16 and float16 parameters.
+        zero_grads: leave the gradients zero.
+    """
+
+    max_grad_norm: float | None = None
+    ema_decay: float | None = None
+    swa: bool = False
+    master_weights: bool = False
+    zero_grads: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError if a value is out of range, or two exclude each other."""
+        norm, decay = self.max_grad_norm, self.ema_decay
+        if norm is not None and not norm > 0.0:
+            raise ValueError(f"Invalid max_grad_norm value: {norm}, expected a number above 0, or None")
+        if decay is not None and not 0.0 <= decay <= 1.0:
+            raise ValueError(f"Invalid ema_decay value: {decay}, expected a number from 0 to 1, or None")
+        if decay is not None and self.swa:
+            raise ValueError("ema_decay and swa are both given, expected one average")
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """An optimizer whose step is one pass over the weights; not for use by itself.
+
+    A step runs eagerly: code under `torch.compile` steps out of its graph to call it.
+    """
+
+    # torch.amp.GradScaler hands over its scale instead of dividing the gradients by it.
+    _step_supports_amp_scaling = True
+    # Options that every group of such an optimizer has had in every version of torch.
+    _required: tuple[str, ...] = ()
+
+    def __init__(self, params: Params, defaults: dict[str, Any], alongside: Alongside):
+        alongside.check()
+        self._alongside = alongside
+        self._loading: dict[str, Any] | None = None
+        self._forget_plans()
+        options.check_switches(defaults, type(self).__name__)
+        self._check_options(defaults)
+        super().__init__(params, defaults)
+        self.state = StateTable()
+
+    # What the algorithms say of themselves
+
+    @staticmethod
+    @abstractmethod
+    def _check_options(group: Mapping[str, Any]) -> None:
+        """Raises ValueError if a hyperparameter is out of range."""
+
+    @abstractmethod
+    def _moments(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the states that begin as zeros."""
+
+    @abstractmethod
+    def _update(self, group: Mapping[str, Any], part: Part, extras: ops.StepExtras) -> None:
+        """Calls the operation."""
+
+    _counts_steps = True
+
+    # torch.optim's interface
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in torch.optim.
+
+        Raises:
+            ValueError: its options are out of range, or a parameter is already in a group, or twice in this one.
+        """
+        for name in asdict(self._alongside):
+            if name in param_group:
+                raise ValueError(
+                    f"{name} is for all groups together, expected it as an argument of the optimizer"
+                )
+        given = param_group.get("params")
+        if not isinstance(given, (Tensor, set)) and given is not None:
+            param_group["params"] = given = list(given)
+            _refuse_repeats(given)
+        super().add_param_group(param_group)
+        try:
+            options.check_switches(self.param_groups[-1], type(self).__name__)
+            self._check_options(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and its gradients anew; its result is returned.
+
+        Returns:
+            What `closure` returned, else None.
+
+        Raises:
+            InputError: a gradient or parameter cannot be stepped, a hyperparameter is not finite, or the step cannot
+                be captured into a CUDA graph; says which and why. Nothing is changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    @torch.compiler.disable
+    def _step(self) -> None:
+        plans = self._current_plans()
+        parts = [
+            (group, part) for group, plan in zip(self.param_groups, plans, strict=True) for part in plan.parts
+        ]
+        factors = self._factors([part for _, part in parts])
+        alongside = self._alongside
+        for group, part in parts:
+            factor = factors[part.device]
+            on_gpu = part.device.type == "cuda"
+            extras = ops.StepExtras(
+                averages=part.averages,
+                average_weight=self._average_weight(part.device),
+                copies=part.copies,
+                zero_grads=alongside.zero_grads,
+                multiplier=factor.multiplier,
+                found_inf=factor.found_inf,
+                workspace=self._scaling.workspace(part.device) if on_gpu else None,
+            )
+            self._update(group, part, extras)
+            part.done(zero_grads=alongside.zero_grads)
+        self._finish_averages(plans, factors)
+        if alongside.zero_grads:
+            self._note_zeros(part for _, part in parts)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients: those in an arena by a fill of their row, others as torch.optim does.
+
+        With `zero_grads`, gradients that the step has left zero and nobody has written since are left as they are.
+
+        Args:
+            set_to_none: whether gradients outside an arena become None instead of zeros.
+        """
+        kept: dict[int, list[Tensor]] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                row = gradient_row(param.grad)
+                if row is not None:
+                    kept.setdefault(id(row), []).append(param.grad)
+                elif set_to_none and not self._is_zero(param.grad):
+                    param.grad = None
+        with torch.no_grad():
+            for grads in kept.values():
+                row = gradient_row(grads[0])
+                if self._is_zero(row.row):
+                    continue
+                if len(grads) == row.count:
+                    row.row.zero_()
+                else:
+                    torch._foreach_zero_(grads)
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+
+    @torch.compiler.disable
+    def state_dict(self) -> dict[str, Any]:
+        """The state in torch.optim's form, which torch.optim loads too.
+
+        What is kept beside torch.optim's states is in the parameters' states under names of its own, "master_param",
+        "averaged_param" and "n_averaged"; torch.optim carries them along unused.
+        """
+        packed = super().state_dict()
+        on_host = {
+            key: not (group.get("capturable") or group.get("fused"))
+            for group in packed["param_groups"]
+            for key in group["params"]
+        }
+        packed["state"] = state_dicts.plain_states(packed["state"], on_host)
+        return packed
+
+    @torch.compiler.disable
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this optimizer or of torch.optim's, of any of its implementations.
+
+        What the constructor said of clipping, averages, masters and zeros stays.
+
+        Raises:
+            InputError: it is of another optimizer, or a state or hyperparameter cannot be. Nothing is changed then.
+            ValueError: it has other groups.
+        """
+
+        # The last of the hooks: it sees what will be loaded.
+        def look(_: Any, loaded: dict[str, Any]) -> None:
+            self._loading = self._checked(loaded)
+
+        handle = self.register_load_state_dict_pre_hook(look)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._loading = None
+            handle.remove()
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        name = type(self).__name__
+        saved = state_dict.get("param_groups", [])
+        kept = [self._kept(self._completed(group)) for group in saved] if isinstance(saved, list) else []
+        state_dicts.check(state_dict, self.param_groups, kept, self._required, name)
+        for number, group in enumerate(saved):
+            try:
+                self._check_options(self._completed(group))
+            except ValueError as error:
+                raise InputError(f"group {number} of this state dict cannot be loaded: {error}") from error
+        return state_dict
+
+    def _completed(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A group of a state dict, which may be of a version of torch that had fewer options."""
+        return {**self.defaults, **_missing_options(), **group}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._counts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_loading", None)
+        self.state = StateTable(self.state)
+        self._forget_plans()
+        self._counts = state.get("_counts", {})
+        for group in self.param_groups:
+            for option, value in _missing_options().items():
+                if option in self.defaults:
+                    group.setdefault(option, value)
+            for switch, values in options.SWITCHES.items():
+                # A state dict of torch.optim says how torch computed it, which is of no concern here.
+                if group.get(switch) not in values:
+                    group[switch] = values[0]
+        kept = [self._kept(group) for group in self.param_groups]
+        if self._loading is not None:
+            state_dicts.widen(self.state, self._loading, self.param_groups, kept)
+        for entry in self.state.values():
+            if isinstance(entry, dict) and "step" in entry:
+                # In torch's older state dicts they are numbers.
+                entry["step"] = torch.as_tensor(entry["step"], dtype=torch.float32)
+
+    # What goes along with the step
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The norm that the gradients of all groups together are clipped to; None does not clip."""
+        return self._alongside.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        self._set("max_grad_norm", value)
+
+    @property
+    def ema_decay(self) -> float | None:
+        """The decay of the moving average from the next step on; None leaves the average as it is."""
+        return self._alongside.ema_decay
+
+    @ema_decay.setter
+    def ema_decay(self, value: float | None) -> None:
+        self._set("ema_decay", value)
+
+    def _set(self, name: str, value: Any) -> None:
+        changed = Alongside(**{**asdict(self._alongside), name: value})
+        changed.check()
+        self._alongside = changed
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of all gradients, unscaled and before clipping, at the latest step that measured it: a number on their
+        device, overwritten by the next. None before, or without `max_grad_norm` and `ratfast.optim.GradScaler`.
+        """
+        return self._scaling.norm
+
+    def found_inf_per_device(self) -> dict[torch.device, Tensor]:
+        """Whether the latest step that looked found gradients that are not finite: not 0 if so, and it was skipped."""
+        return self._scaling.found_inf
+
+    def averaged_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state dict of `model`, which this optimizer trains, with the averages in place of its parameters.
+
+        Buffers are the model's own: batch-norm statistics of averaged weights have to be estimated anew, as
+        `torch.optim.swa_utils.update_bn` or `ratfast.averaging.update_batch_norm` does.
+
+        Raises:
+            InputError: there is no average yet.
+        """
+        return averaged.averaged_state_dict(model, self.state)
+
+    def averaged_parameters(self) -> AbstractContextManager[None]:
+        """A context in which the parameters hold their averages, to evaluate, say; afterwards they are as before.
+
+        Raises:
+            InputError: there is no average yet.
+        """
+        return averaged.swapped(
+            [param for group in self.param_groups for param in group["params"]], self.state
+        )
+
+    def restart_average(self) -> None:
+        """Begins the average anew: of `swa` with the next step, of `ema_decay` with the parameters as they are."""
+        self._mean.restart()
+        with torch.no_grad():
+            for param, state in self.state.items():
+                if "averaged_param" in state:
+                    state["averaged_param"].copy_(state.get("master_param", param))
+                if "n_averaged" in state:
+                    state["n_averaged"].zero_()
+
+    # Inside
+
+    def _kept(self, group: Mapping[str, Any]) -> Kept:
+        alongside = self._alongside
+        averages = alongside.swa or alongside.ema_decay is not None
+        return Kept(self._moments(group), self._counts_steps, alongside.master_weights, averages)
+
+    def _forget_plans(self) -> None:
+        self._plans: list[Plan] = []
+        self._known_changes = -1
+        self._counts: dict[Tensor, Tensor] = {}
+        self._scaling = Scaling()
+        self._mean = averaged.Mean()
+        self._zeroed: dict[int, tuple[Tensor, int]] = {}  # what the step left zero, and its version then
+
+    def _current_plans(self) -> list[Plan]:
+        """A plan for each group, made anew where something has changed; gradients are brought."""
+        if type(self.state) is not StateTable:
+            self.state = StateTable(self.state)
+            self._known_changes = -1
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing:
+            self._check_capture()
+        changed = self._known_changes != self.state.changes.count
+        plans: list[Plan | None] = []
+        grads = [[param.grad for param in group["params"]] for group in self.param_groups]
+        for number, group in enumerate(self.param_groups):
+            self._check_step(group)
+            plan = self._plans[number] if number < len(self._plans) and not changed else None
+            fits = plan is not None and plan.fits(group["params"], grads[number], self._kept(group))
+            plans.append(plan if fits else None)
+        if None in plans:
+            self._replace(plans, grads, capturing)
+        for plan, brought in zip(self._plans, grads, strict=True):
+            for part in plan.parts:
+                part.bring(brought)
+        return self._plans
+
+    def _replace(self, plans: list[Plan | None], grads: list[list[Tensor | None]], capturing: bool) -> None:
+        """Makes the plans that are None, after everything has been checked."""
+        if capturing:
+            raise InputError(
+                f"{type(self).__name__} has to make a step with the same parameters and gradients before one can be "
+                "captured into a CUDA graph"
+            )
+        for number, group in enumerate(self.param_groups):
+            if plans[number] is None:
+                kept = self._kept(group)
+
+                def name(index: int, group: dict[str, Any] = group, number: int = number) -> str:
+                    return state_dicts.name_of(group, number, index)
+
+                check_gradients(group["params"], grads[number], name)
+                for index, param in enumerate(group["params"]):
+                    if param in self.state:
+                        state_dicts.check_state(param, self.state[param], kept.names(), name(index))
+        for number, group in enumerate(self.param_groups):
+            if plans[number] is None:
+                kept = self._kept(group)
+                plans[number] = Plan(group["params"], grads[number], self.state, self._counts, kept)
+        self._plans = [plan for plan in plans if plan is not None]
+        if self._alongside.swa:
+            params = [
+                param for group in self.param_groups for param in group["params"] if param in self.state
+            ]
+            self._mean.attach(params, self.state)
+        self._known_changes = self.state.changes.count
+
+    def _check_step(self, group: Mapping[str, Any]) -> None:
+        """Refuses hyperparameters that were changed to what they may not be since the group was added."""
+        for name in self._required:
+            value = group[name]
+            if type(value) is not float or not value >= 0.0:
+                break
+        else:
+            return
+        if any(
+            isinstance(group[name], Tensor) and group[name].device.type != "cpu" for name in self._required
+        ):
+            return  # reading them would wait for the device
+        try:
+            self._check_options(group)
+        except ValueError as error:
+            raise InputError(f"the step is not made: {error}") from error
+
+    def _check_capture(self) -> None:
+        for group in self.param_groups:
+            if not group.get("capturable", True):
+                raise InputError(
+                    f"{type(self).__name__} cannot be captured into a CUDA graph with capturable=False: a replay "
+                    "would repeat the hyperparameters of the captured step unasked; give capturable=True"
+                )
+
+    def _factors(self, parts: list[Part]) -> dict[torch.device, Factor]:
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        grads: dict[torch.device, list[Tensor]] = {}
+        for part in parts:
+            grads.setdefault(part.device, []).extend(part.grads)
+        return self._scaling.factors(
+            grads, grad_scale=grad_scale, found_inf=found_inf, max_norm=self._alongside.max_grad_norm
+        )
+
+    def _average_weight(self, device: torch.device) -> float | Tensor:
+        if self._alongside.swa:
+            return self._mean.weight(device)
+        return 0.0 if self._alongside.ema_decay is None else 1.0 - self._alongside.ema_decay
+
+    def _finish_averages(self, plans: list[Plan], factors: Mapping[torch.device, Factor]) -> None:
+        for plan in plans:
+            for param in plan.idle:
+                factor = factors.get(param.device, Factor())
+                weight = self._average_weight(param.device)
+                averaged.follow_idle([param], self.state, weight, factor.found_inf)
+        if self._alongside.swa:
+            for device, factor in factors.items():
+                self._mean.advance(device, factor.found_inf)
+
+    def _note_zeros(self, parts: Iterable[Part]) -> None:
+        self._zeroed = {id(grad): (grad, grad._version) for part in parts for grad in part.zeroed()}
+
+    def _is_zero(self, grad: Tensor | None) -> bool:
+        noted, version = self._zeroed.get(id(grad), (None, 0))
+        return noted is not None and noted is grad and version == grad._version
+
+
+def _missing_options() -> dict[str, Any]:
+    """Options that state dicts of older versions of torch lack, with what they meant then."""
+    return {
+        "amsgrad": False,
+        "maximize": False,
+        "nesterov": False,
+        "foreach": None,
+        "fused": None,
+        "capturable": False,
+        "differentiable": False,
+    }
+
+
+def _refuse_repeats(params: list[Any]) -> None:
+    seen: dict[int, int] = {}
+    for index, param in enumerate(params):
+        tensor = param[1] if isinstance(param, tuple) else param
+        if isinstance(tensor, Tensor) and seen.setdefault(id(tensor), index) != index:
+            raise ValueError(
+                f"parameter {index} of the group is parameter {seen[id(tensor)]} too: it appears twice, expected once"
+            )
