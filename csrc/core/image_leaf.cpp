@@ -1,8 +1,5 @@
 // The loops over the pixels of one image. Compiled several times, each with other instruction-set flags and
 // another RATFAST_IMAGE_LEAF. Written in the compiler's own vectors and in loops that it turns into vectors.
-// Vectors are handed on between functions that are all inlined.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 #include "image_leaf.h"
 
 #if defined(__SSE2__)

@@ -108,7 +108,10 @@ def run_job(job: Job, context: Context) -> None:
     progress = context.display.begin(job.name, job.steps)
     validation = tasks.validation(job.dataset, job.test_env, job.trial_seed)
     batch_size = recipe.train.batch_size
-    with tasks.loader(job.dataset, job.test_env, job.trial_seed, batch_size, model, job.run_seed) as loader:
+    dtype = torch.bfloat16 if context.precision == "bfloat16" else torch.float32
+    with tasks.loader(
+        job.dataset, job.test_env, job.trial_seed, batch_size, model, job.run_seed, dtype
+    ) as loader:
         fitted = fit(model, arena, loader, validation, schedule, progress.step, progress.evaluated)
 
     if job.stage == "auxiliary":

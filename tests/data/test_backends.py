@@ -174,7 +174,7 @@ def test_names():
         open_for_test("pillow")
     with pytest.raises(InputError, match="at least 1"):
         open_for_test("torchvision", size=0)
-    with pytest.raises(InputError, match="torch.float16"):
+    with pytest.raises(InputError, match=r"torch\.float16"):
         open_for_test("torchvision", dtype=torch.float16)
 
 
