@@ -39,7 +39,13 @@ def recipes(draw):
             weights=draw(TEXT),
             aux_weights=tuple(draw(NAMES)),
         ),
+        protocol=config.Protocol(
+            name=draw(st.sampled_from(["ratfast", "official"])),
+            validation_images=draw(st.sampled_from([None, "plain", "augmented"])),
+            evaluated=draw(st.sampled_from([None, "validation", "all"])),
+        ),
         train=config.Train(
+            rows=tuple(draw(st.lists(st.sampled_from([*config.schema.ROWS, "all"]), min_size=1, max_size=4))),
             batch_size=draw(COUNT),
             steps=steps,
             eval_every=draw(optional(COUNT)),
@@ -91,7 +97,7 @@ def test_defaults_are_the_papers():
     assert (recipe.model.backbone, recipe.model.weights) == ("resnet50", "default")
     assert (recipe.train.batch_size, recipe.train.steps, recipe.train.runs, recipe.train.trials) == (
         32,
-        5001,
+        None,  # the data set's own
         20,
         1,
     )
@@ -236,6 +242,34 @@ def test_what_an_error_expects_is_said_for_every_key():
         assert config.values.expected(key)
         if not isinstance(config.default(key), tuple | msgspec.UnsetType) and config.default(key) is not None:
             assert config.values.check(key, config.default(key)) == config.default(key)
+
+
+def test_the_protocol_may_be_its_name_alone(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('protocol = "official"\n[data]\ntarget = "PACS"\n')
+    expected = config.Recipe(data=config.Data(target="PACS"), protocol=config.Protocol(name="official"))
+    assert config.load(path) == expected
+    assert config.load(path, ["protocol=ratfast"]).protocol.name == "ratfast"
+    path.write_text('protocol = "offical"\n')
+    with pytest.raises(
+        InputError, match=r"protocol\.name is 'offical', expected one of .*did you mean 'official'"
+    ):
+        config.load(path)
+
+
+def test_every_switch_of_the_protocol_has_two_values_and_a_default_by_name():
+    ours, theirs = (config.Protocol(name=name).settled() for name in ("ratfast", "official"))
+    assert set(config.schema.PROTOCOL_SWITCHES) == set(config.Protocol.__struct_fields__) - {"name"}
+    for switch, values in config.schema.PROTOCOL_SWITCHES.items():
+        assert (getattr(ours, switch), getattr(theirs, switch)) == values
+        assert config.values.check(f"protocol.{switch}", values[0]) == values[0]
+    mixed = config.Protocol(name="official", evaluated="validation").settled()
+    assert (mixed.evaluated, mixed.validation_images) == ("validation", "augmented")
+
+
+def test_unknown_rows_are_refused_with_the_known():
+    with pytest.raises(InputError, match=r"train\.rows is .*expected a list of .*ratatouille"):
+        config.from_dict({"train": {"rows": ["soup"]}})
 
 
 def test_initial_weights(tmp_path):

@@ -40,62 +40,20 @@ RATFAST_INLINE void store_part(DType type, char* p, std::int64_t count, typename
 #include "leaf_mix.h"
 // Needs what stands in the former:
 #include "leaf_columns.h"
-
-// If `plain`, all tensors are of the type that the arithmetic runs in.
-template <class Ops, bool whole, bool plain>
-RATFAST_INLINE void adam_step(const AdamSegment& a, std::int64_t index, std::int64_t count,
-                              const AdamScalars<typename Ops::A>& scalars) {
-  constexpr DType own = sizeof(typename Ops::A) == 8 ? DType::f64 : DType::f32;
-  const DType param_type = plain ? own : a.param_type;
-  const DType grad_type = plain ? own : a.grad_type;
-  const DType state_type = plain ? own : a.state_type;
-  const auto at = [&](const void* p, DType type) __attribute__((always_inline)) {
-    return static_cast<const char*>(p) + index * item_size(type);
-  };
-  const auto load = [&](const void* p, DType type) __attribute__((always_inline)) {
-    if (whole) __builtin_prefetch(at(p, type) + kPrefetch);
-    return whole ? Ops::load(type, at(p, type)) : load_part<Ops>(type, at(p, type), count);
-  };
-  const auto store = [&](void* p, DType type, typename Ops::V v) __attribute__((always_inline)) {
-    char* target = const_cast<char*>(at(p, type));
-    if (whole)
-      Ops::template store<false>(type, target, v);
-    else
-      store_part<Ops>(type, target, count, v);
-  };
-  auto param = load(a.param, param_type);
-  auto exp_avg = load(a.exp_avg, state_type);
-  auto exp_avg_sq = load(a.exp_avg_sq, state_type);
-  auto largest = scalars.amsgrad ? load(a.max_exp_avg_sq, state_type) : exp_avg_sq;
-  adam_update<Ops>(scalars, param, load(a.grad, grad_type), exp_avg, exp_avg_sq, largest);
-  store(a.param, param_type, param);
-  store(a.exp_avg, state_type, exp_avg);
-  store(a.exp_avg_sq, state_type, exp_avg_sq);
-  if (scalars.amsgrad) store(a.max_exp_avg_sq, state_type, largest);
-}
-
-template <class Ops, bool plain>
-void adam_steps(const AdamSegment& segment, std::int64_t index, std::int64_t end,
-                const AdamScalars<typename Ops::A>& given) {
-  const AdamScalars<typename Ops::A> scalars = given;  // a copy that no store can alias
-  for (; index + Ops::width <= end; index += Ops::width)
-    adam_step<Ops, true, plain>(segment, index, Ops::width, scalars);
-  if (index < end) adam_step<Ops, false, plain>(segment, index, end - index, scalars);
-}
-
-template <class Ops>
-void adam(const AdamSegment& segment, std::int64_t begin, std::int64_t end,
-          const AdamScalars<typename Ops::A>& scalars) {
-  constexpr DType own = sizeof(typename Ops::A) == 8 ? DType::f64 : DType::f32;
-  if (segment.param_type == own && segment.grad_type == own && segment.state_type == own)
-    adam_steps<Ops, true>(segment, begin, end, scalars);
-  else
-    adam_steps<Ops, false>(segment, begin, end, scalars);
-}
+#include "leaf_squares.h"
+#include "leaf_step.h"
 
 }  // namespace
 
 extern const Leaf RATFAST_LEAF;
-const Leaf RATFAST_LEAF = {mix, combine, gram, magnitudes, adam<FloatOps>, adam<DoubleOps>};
+const Leaf RATFAST_LEAF = {mix,
+                           combine,
+                           gram,
+                           magnitudes,
+                           squares,
+                           step<FloatOps, AdamScalars<float>>,
+                           step<DoubleOps, AdamScalars<double>>,
+                           step<FloatOps, SgdScalars<float>>,
+                           step<DoubleOps, SgdScalars<double>>};
 
 }  // namespace ratfast

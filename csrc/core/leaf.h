@@ -6,6 +6,8 @@
 #include "adam_formula.h"
 #include "combine_formula.h"
 #include "dtype.h"
+#include "sgd_formula.h"
+#include "step_formula.h"
 
 namespace ratfast {
 
@@ -16,18 +18,6 @@ struct MixSegment {
   const DType* source_types;   // N
   void* const* outputs;        // K
   const DType* output_types;   // K
-};
-
-struct AdamSegment {
-  std::int64_t numel;
-  void* param;
-  const void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;  // null unless amsgrad
-  DType param_type;
-  DType grad_type;
-  DType state_type;
 };
 
 struct MixWeights {
@@ -91,6 +81,8 @@ struct MagnitudeSegment {
   DType base_type;
 };
 
+inline constexpr int kSquareLanes = 32;
+
 struct Leaf {
   // Both return whether all that was written is finite.
   bool (*mix)(const MixSegment&, std::int64_t begin, std::int64_t end, const MixWeights&);
@@ -100,8 +92,18 @@ struct Leaf {
   void (*gram)(const GramSegment&, std::int64_t begin, std::int64_t end, const GramTile&, double* lanes);
   // |float(source - base)| of elements [begin, end).
   void (*magnitudes)(const MagnitudeSegment&, std::int64_t begin, std::int64_t end, float* result);
-  void (*adam_f32)(const AdamSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<float>&);
-  void (*adam_f64)(const AdamSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<double>&);
+  // Sums the squares of elements [begin, end) into kSquareLanes lanes; that of element begin + i into lane
+  // i % kSquareLanes.
+  void (*squares)(const void* data, DType type, std::int64_t begin, std::int64_t end, double* lanes);
+  // A step of elements [begin, end).
+  void (*adam_f32)(const StepSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<float>&,
+                   const StepExtras&);
+  void (*adam_f64)(const StepSegment&, std::int64_t begin, std::int64_t end, const AdamScalars<double>&,
+                   const StepExtras&);
+  void (*sgd_f32)(const StepSegment&, std::int64_t begin, std::int64_t end, const SgdScalars<float>&,
+                  const StepExtras&);
+  void (*sgd_f64)(const StepSegment&, std::int64_t begin, std::int64_t end, const SgdScalars<double>&,
+                  const StepExtras&);
 };
 
 extern const Leaf leaf_default;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/leaf.h"
+#include "../core/norm.h"
 
 namespace ratfast::cuda {
 
@@ -38,8 +39,45 @@ cudaError_t gram(const std::vector<GramSegment>& segments, int sources, double* 
 cudaError_t combine(const std::vector<CombineSegment>& segments, const CombineOptions& options,
                     cudaStream_t stream);
 
-// See core/adam.h.
-cudaError_t adam(const std::vector<AdamSegment>& segments, const float* steps, const AdamOptions& options,
+// A number in device memory, or none.
+struct DeviceNumber {
+  const void* data;
+  DType type;
+};
+
+// float64 numbers of device memory that steps and norms work in; zeros at first, and left as they must be for
+// the next one on the stream: a counter, a sum, a sum for each block.
+inline constexpr int kMostPartials = 2047;
+inline constexpr int kWorkspace = kMostPartials + 2;
+
+// What a step finds in device memory.
+struct DeviceStep {
+  DeviceNumber lr;          // instead of the option
+  DeviceNumber multiplier;  // likewise
+  DeviceNumber found_inf;   // unless 0, the step is skipped
+  DeviceNumber average_weight;
+  float* steps;     // made so far, incremented unless the step is skipped; or null, for those on the host
+  void* workspace;  // with steps
+};
+
+// See core/step.h. One launch for some 300 tensors of the same arithmetic and, with steps on the host, step
+// number.
+cudaError_t adam(const std::vector<StepSegment>& segments, const AdamOptions& options,
+                 const StepExtras& extras, const DeviceStep& device, float* host_steps, cudaStream_t stream);
+cudaError_t sgd(const std::vector<StepSegment>& segments, const SgdOptions& options, const StepExtras& extras,
+                const DeviceStep& device, float* host_steps, cudaStream_t stream);
+
+struct DeviceNorm {
+  DeviceNumber grad_scale;
+  double* norm;
+  double* multiplier;
+  float* found_inf;
+  void* workspace;
+};
+
+// See core/norm.h. The order of the sum depends on the tensors' sizes and the device; one launch for 900
+// tensors.
+cudaError_t norm(const std::vector<NormSegment>& segments, const DeviceNorm& device, double max_norm,
                  cudaStream_t stream);
 
 }  // namespace ratfast::cuda

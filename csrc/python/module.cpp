@@ -1,5 +1,5 @@
-// The Python module `_core`: averages models in plain memory, such as mapped files, and hashes, without
-// torch.
+// The Python module `_core`: averages models in plain memory, such as mapped files, hashes, and watches where
+// tensors are, without torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,6 +15,7 @@
 #include "../core/memory.h"
 #include "../core/mix.h"
 #include "buffers.h"
+#include "guard.h"
 #include "sha256.h"
 
 namespace py = pybind11;
@@ -243,5 +244,6 @@ PYBIND11_MODULE(_core, module) {
              "The counts[t]-th largest |float32(x - base)| of each tensor, or of all together; float32.\n\n"
              "sources: T buffers of bytes; bases: T buffers or None; counts: (T,), or (1,) if together.");
   define_sha256(module);
+  define_guard(module);
   module.def("cpu_capability", &cpu_capability, "The instruction set in use: avx512, avx2 or default.");
 }

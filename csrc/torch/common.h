@@ -255,33 +255,4 @@ class CombineArguments {
   TensorMajor memory_;
 };
 
-struct AdamArguments {
-  AdamArguments(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-                const Tensor& step_numbers, bool amsgrad) {
-    const std::size_t count = params.size();
-    STD_TORCH_CHECK(count > 0 && grads.size() == count && exp_avgs.size() == count &&
-                        exp_avg_sqs.size() == count && max_exp_avg_sqs.size() == (amsgrad ? count : 0),
-                    "ratfast: the lists of parameters, gradients and states differ in length");
-    STD_TORCH_CHECK(step_numbers.is_cpu() && step_numbers.is_contiguous() &&
-                        step_numbers.numel() == static_cast<std::int64_t>(count) &&
-                        step_numbers.scalar_type() == torch::headeronly::ScalarType::Float,
-                    "ratfast: steps must be one contiguous float32 number per parameter, on the CPU");
-    steps = step_numbers.const_data_ptr<float>();
-    check_alike(count, {&params, &grads, &exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs});
-    for (std::size_t t = 0; t < count; ++t) {
-      const DType state = dtype_of(exp_avgs[t]);
-      STD_TORCH_CHECK(
-          dtype_of(exp_avg_sqs[t]) == state && (!amsgrad || dtype_of(max_exp_avg_sqs[t]) == state),
-          "ratfast: the states of a parameter differ in element type");
-      segments.push_back({params[t].numel(), params[t].data_ptr(), grads[t].data_ptr(),
-                          exp_avgs[t].data_ptr(), exp_avg_sqs[t].data_ptr(),
-                          amsgrad ? max_exp_avg_sqs[t].data_ptr() : nullptr, dtype_of(params[t]),
-                          dtype_of(grads[t]), state});
-    }
-  }
-
-  std::vector<AdamSegment> segments;
-  const float* steps;
-};
-
 }  // namespace ratfast

@@ -1,12 +1,12 @@
 // The operators' CPU implementations.
 #include <torch/csrc/stable/ops.h>
 
-#include "../core/adam.h"
 #include "../core/combine.h"
 #include "../core/gram.h"
 #include "../core/kth.h"
 #include "../core/mix.h"
 #include "common.h"
+#include "step_arguments.h"
 
 namespace {
 
@@ -14,6 +14,11 @@ using namespace ratfast;
 
 void torch_threads(std::int64_t total, std::int64_t grain, const Range& range) {
   torch::stable::parallel_for(0, total, grain, range);
+}
+
+void check_on_cpu(Tensors params, const Tensor& steps) {
+  STD_TORCH_CHECK(!params.empty() && params.front().is_cpu() && steps.is_cpu(),
+                  "ratfast: expected tensors on the CPU");
 }
 
 void mix_(Tensors outputs, Tensors sources, const Tensor& weights) {
@@ -63,13 +68,64 @@ Tensor kth_magnitudes(Tensors sources, Tensors bases, const Tensor& counts, bool
   return result;
 }
 
-void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-           const Tensor& steps, double lr, double beta1, double beta2, double weight_decay, double eps,
-           bool decoupled, bool amsgrad, bool maximize) {
-  const AdamArguments arguments(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, amsgrad);
-  STD_TORCH_CHECK(params.front().is_cpu(), "ratfast: expected tensors on the CPU");
-  adam(arguments.segments, arguments.steps,
-       {lr, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize}, torch_threads);
+double value_of(const std::optional<Tensor>& number, double otherwise) {
+  return number.has_value() ? load_scalar<double>(dtype_of(*number), number->data_ptr(), 0) : otherwise;
+}
+
+// Steps by one of the rules of core, or skips it.
+template <class Options>
+void step(const StepArguments& arguments, Options options, const StepNumbers& numbers, double average_weight,
+          bool zero,
+          void (*rule)(const std::vector<StepSegment>&, float*, const Options&, const StepExtras&,
+                       const ParallelFor&)) {
+  if (value_of(numbers.found_inf, 0.0) != 0.0) {
+    if (zero) zero_grads(arguments.segments, torch_threads);
+    return;
+  }
+  options.lr = value_of(numbers.lr, options.lr);
+  options.multiplier = value_of(numbers.multiplier, 1.0);
+  rule(arguments.segments, arguments.steps, options, {value_of(numbers.average_weight, average_weight), zero},
+       torch_threads);
+}
+
+void adam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+                Tensors averages, Tensors copies, const Tensor& steps, std::optional<Tensor>,
+                std::optional<Tensor> multiplier, std::optional<Tensor> found_inf,
+                std::optional<Tensor> lr_tensor, std::optional<Tensor> average_weight_tensor, double lr,
+                double average_weight, bool zero_grads, double weight_decay, bool maximize, double beta1,
+                double beta2, double eps, bool decoupled, bool amsgrad) {
+  const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
+  std::vector<const std::vector<Tensor>*> states{&exp_avgs, &exp_avg_sqs};
+  if (amsgrad) states.push_back(&max_exp_avg_sqs);
+  check_on_cpu(params, steps);
+  step<AdamOptions>({params, grads, states, averages, copies, steps, numbers},
+                    {lr, 1.0, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize}, numbers,
+                    average_weight, zero_grads, adam);
+}
+
+void sgd_step_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors averages, Tensors copies,
+               const Tensor& steps, std::optional<Tensor>, std::optional<Tensor> multiplier,
+               std::optional<Tensor> found_inf, std::optional<Tensor> lr_tensor,
+               std::optional<Tensor> average_weight_tensor, double lr, double average_weight, bool zero_grads,
+               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov) {
+  const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
+  std::vector<const std::vector<Tensor>*> states;
+  if (momentum != 0.0) states.push_back(&momentum_buffers);
+  check_on_cpu(params, steps);
+  step<SgdOptions>({params, grads, states, averages, copies, steps, numbers},
+                   {lr, 1.0, momentum, dampening, weight_decay, nesterov, maximize}, numbers, average_weight,
+                   zero_grads, sgd);
+}
+
+void gradient_norm_(Tensors grads, const Tensor& norm, const Tensor& multiplier, const Tensor& found_inf,
+                    std::optional<Tensor>, std::optional<Tensor> grad_scale, double max_norm) {
+  const NormArguments arguments(grads, norm, multiplier, found_inf, grad_scale);
+  STD_TORCH_CHECK(grads.front().is_cpu(), "ratfast: expected tensors on the CPU");
+  const Clipping result =
+      clipping(square_sum(arguments.segments, torch_threads), value_of(grad_scale, 1.0), max_norm);
+  *static_cast<double*>(norm.data_ptr()) = result.norm;
+  *static_cast<double*>(multiplier.data_ptr()) = result.multiplier;
+  *static_cast<float*>(found_inf.data_ptr()) = result.finite ? 0.0f : 1.0f;
 }
 
 }  // namespace
@@ -79,5 +135,7 @@ STABLE_TORCH_LIBRARY_IMPL(ratfast, CPU, library) {
   library.impl("gram", TORCH_BOX(&gram_));
   library.impl("combine_", TORCH_BOX(&combine_));
   library.impl("kth_magnitudes", TORCH_BOX(&kth_magnitudes));
-  library.impl("adam_", TORCH_BOX(&adam_));
+  library.impl("adam_step_", TORCH_BOX(&adam_step_));
+  library.impl("sgd_step_", TORCH_BOX(&sgd_step_));
+  library.impl("gradient_norm_", TORCH_BOX(&gradient_norm_));
 }

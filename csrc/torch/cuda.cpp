@@ -6,6 +6,7 @@
 
 #include "../cuda/launch.h"
 #include "common.h"
+#include "step_arguments.h"
 
 namespace {
 
@@ -45,16 +46,79 @@ void mix_(Tensors outputs, Tensors sources, const Tensor& weights) {
                            arguments.weight_values, current_stream(first)));
 }
 
-void adam_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
-           const Tensor& steps, double lr, double beta1, double beta2, double weight_decay, double eps,
-           bool decoupled, bool amsgrad, bool maximize) {
-  const AdamArguments arguments(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, amsgrad);
-  const Tensor& first = params.front();
+cuda::DeviceNumber device_number(const std::optional<Tensor>& number) {
+  if (!number.has_value()) return {nullptr, DType::f64};
+  return {number->data_ptr(), dtype_of(*number)};
+}
+
+void* workspace_of(const std::optional<Tensor>& workspace, const Tensor& like) {
+  STD_TORCH_CHECK(workspace.has_value() && workspace->is_cuda() &&
+                      workspace->get_device_index() == like.get_device_index() &&
+                      dtype_of(*workspace) == DType::f64 && workspace->numel() == cuda::kWorkspace,
+                  "ratfast: the workspace must be ", cuda::kWorkspace,
+                  " float64 numbers on the tensors' device");
+  return workspace->data_ptr();
+}
+
+template <class Options>
+void step(const StepArguments& arguments, const Tensor& first, const Tensor& steps,
+          const std::optional<Tensor>& workspace, const Options& options, const StepNumbers& numbers,
+          const StepExtras& extras,
+          cudaError_t (*rule)(const std::vector<StepSegment>&, const Options&, const StepExtras&,
+                              const cuda::DeviceStep&, float*, cudaStream_t)) {
+  STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  STD_TORCH_CHECK(
+      steps.is_cpu() ? !numbers.found_inf.has_value() : steps.get_device_index() == first.get_device_index(),
+      "ratfast: steps must be on the tensors' device, or, without found_inf, on the CPU");
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  const bool there = !steps.is_cpu();
+  const cuda::DeviceStep device{
+      device_number(numbers.lr),         device_number(numbers.multiplier),
+      device_number(numbers.found_inf),  device_number(numbers.average_weight),
+      there ? arguments.steps : nullptr, there ? workspace_of(workspace, first) : nullptr};
+  STD_CUDA_CHECK(rule(arguments.segments, options, extras, device, there ? nullptr : arguments.steps,
+                      current_stream(first)));
+}
+
+void adam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors max_exp_avg_sqs,
+                Tensors averages, Tensors copies, const Tensor& steps, std::optional<Tensor> workspace,
+                std::optional<Tensor> multiplier, std::optional<Tensor> found_inf,
+                std::optional<Tensor> lr_tensor, std::optional<Tensor> average_weight_tensor, double lr,
+                double average_weight, bool zero_grads, double weight_decay, bool maximize, double beta1,
+                double beta2, double eps, bool decoupled, bool amsgrad) {
+  const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
+  std::vector<const std::vector<Tensor>*> states{&exp_avgs, &exp_avg_sqs};
+  if (amsgrad) states.push_back(&max_exp_avg_sqs);
+  const StepArguments arguments(params, grads, states, averages, copies, steps, numbers);
+  step<AdamOptions>(arguments, params.front(), steps, workspace,
+                    {lr, 1.0, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize}, numbers,
+                    {average_weight, zero_grads}, cuda::adam);
+}
+
+void sgd_step_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors averages, Tensors copies,
+               const Tensor& steps, std::optional<Tensor> workspace, std::optional<Tensor> multiplier,
+               std::optional<Tensor> found_inf, std::optional<Tensor> lr_tensor,
+               std::optional<Tensor> average_weight_tensor, double lr, double average_weight, bool zero_grads,
+               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov) {
+  const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
+  std::vector<const std::vector<Tensor>*> states;
+  if (momentum != 0.0) states.push_back(&momentum_buffers);
+  const StepArguments arguments(params, grads, states, averages, copies, steps, numbers);
+  step<SgdOptions>(arguments, params.front(), steps, workspace,
+                   {lr, 1.0, momentum, dampening, weight_decay, nesterov, maximize}, numbers,
+                   {average_weight, zero_grads}, cuda::sgd);
+}
+
+void gradient_norm_(Tensors grads, const Tensor& norm, const Tensor& multiplier, const Tensor& found_inf,
+                    std::optional<Tensor> workspace, std::optional<Tensor> grad_scale, double max_norm) {
+  const NormArguments arguments(grads, norm, multiplier, found_inf, grad_scale);
+  const Tensor& first = grads.front();
   STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
-  STD_CUDA_CHECK(cuda::adam(arguments.segments, arguments.steps,
-                            {lr, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize},
-                            current_stream(first)));
+  const cuda::DeviceNorm device{device_number(grad_scale), static_cast<double*>(norm.data_ptr()),
+                                static_cast<double*>(multiplier.data_ptr()),
+                                static_cast<float*>(found_inf.data_ptr()), workspace_of(workspace, first)};
+  STD_CUDA_CHECK(cuda::norm(arguments.segments, device, max_norm, current_stream(first)));
 }
 
 Tensor gram(Tensors sources, std::int64_t models) {
@@ -95,7 +159,9 @@ STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
   library.impl("gram", TORCH_BOX(&gram));
   library.impl("combine_", TORCH_BOX(&combine_));
   library.impl("mix_", TORCH_BOX(&mix_));
-  library.impl("adam_", TORCH_BOX(&adam_));
+  library.impl("adam_step_", TORCH_BOX(&adam_step_));
+  library.impl("sgd_step_", TORCH_BOX(&sgd_step_));
+  library.impl("gradient_norm_", TORCH_BOX(&gradient_norm_));
 }
 
 // For ratfast.native, before the first call on a device: what keeps this library from running there, or null.

@@ -35,6 +35,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
+    "report": ("ratfast.cli.report", "DomainBed's tables of a folder of runs."),
 }
 """Name: module, which holds a click command of that name, and one line of help."""
 
@@ -127,7 +128,8 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
     except OSError as error:
         if error.errno not in _DENIED + _FULL:
             raise
-        reason = (error.strerror or os.strerror(error.errno)).lower()
+        reason = error.strerror or os.strerror(error.errno)
+        reason = reason[:1].lower() + reason[1:]
         where = f"cannot use {os.fsdecode(error.filename)}" if error.filename is not None else "cannot write"
         _silence_stdout()
         _fail(f"{where}: {reason}", 2 if error.errno in _DENIED else 1)

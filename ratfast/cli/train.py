@@ -33,8 +33,15 @@ FLAGS = (
         "FILE,...",
         "Auxiliary networks to use instead of training them.",
     ),
-    Flag("--backbone", "model.backbone", "NAME", ", ".join(config.schema.registry.backbone_names()) + "."),
+    Flag(
+        "--backbone",
+        "model.backbone",
+        "NAME",
+        f"{', '.join(config.schema.registry.backbone_names())}, torchvision/NAME or timm/NAME.",
+    ),
     Flag("--weights", "model.weights", "PATH", "Pre-trained weights: a file, default (ImageNet) or none."),
+    Flag("--protocol", "protocol.name", "NAME", "ratfast, or official: the release of the paper to the bit."),
+    Flag("--rows", "train.rows", "A,B,...", "Rows of the paper's table to compare, or all."),
     Flag("--image-size", "data.image_size", "N", "Side of the images in pixels."),
     Flag(
         "--on-bad-image",
@@ -102,7 +109,8 @@ def _require(recipe: config.Recipe) -> None:
 def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for flag in reversed(FLAGS):
         value = config.default(flag.key)
-        text = flag.help if value in (None, ()) else f"{flag.help}  [default: {value}]"
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        text = flag.help if value in (None, ()) else f"{flag.help}  [default: {shown}]"
         command = click.option(flag.option, flag.key.replace(".", "__"), metavar=flag.metavar, help=text)(
             command
         )
@@ -142,9 +150,12 @@ def train(recipe: str | None, overrides: tuple[str, ...], **values: str | None) 
     from rich.console import Console
 
     from ratfast.train import run
-    from ratfast.train.report import closing_lines, results_table
+    from ratfast.train.report import closing_lines, results_table, rows_table
 
     summary = run(built)
-    Console().print(results_table(summary))
+    console = Console()
+    console.print(results_table(summary))
+    if len(summary.get("rows", ())) > len(summary["averages"]) + 1:
+        console.print(rows_table(summary))
     for line in closing_lines(summary, built.data.dir):
         click.echo(line)

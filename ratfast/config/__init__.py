@@ -1,7 +1,7 @@
 """The recipe of a training: typed sections, TOML files, overrides, errors naming the key. Free of torch."""
 
 from ratfast.config.reading import differences, from_dict, from_values, load, read_toml, validated
-from ratfast.config.schema import Data, HParams, Model, Output, Recipe, Train, demo_recipe
+from ratfast.config.schema import Data, HParams, Model, Output, Protocol, Recipe, Train, demo_recipe
 from ratfast.config.values import default, key_names, parse_override, parse_text
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "HParams",
     "Model",
     "Output",
+    "Protocol",
     "Recipe",
     "Train",
     "default",

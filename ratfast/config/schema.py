@@ -21,6 +21,13 @@ _Index: TypeAlias = Annotated[int, Meta(ge=0, le=_INT_MAX)]
 _Gib: TypeAlias = Annotated[float, Meta(ge=0, le=2**20)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 
+ROWS = ("vanilla", "erm", "moving-average", "swad", "soups", "inter-training", "fusing", "ratatouille")
+"""The rows that `train.rows` may name; "all" names them all."""
+
+Row: TypeAlias = Literal[
+    "vanilla", "erm", "moving-average", "swad", "soups", "inter-training", "fusing", "ratatouille", "all"
+]
+
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all sections have in common: immutable, keyword arguments only, no unknown keys."""
@@ -67,7 +74,8 @@ class Model(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         backbone: a name of `ratfast.models.backbone_names()`.
         weights: of the pre-trained backbone: "default", "none" (random) or a file.
-        aux_weights: files with featurizers fine-tuned on auxiliary tasks, used instead of training them.
+        aux_weights: networks fine-tuned on auxiliary tasks, beside those that are trained: files, patterns, folders of
+            files (each a start of its own), folders of a sweep's runs, or of several sweeps. Heads are left out.
     """
 
     backbone: _Text = "resnet50"
@@ -81,12 +89,64 @@ class Model(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return "default" if self.weights == "default" else Path(self.weights)
 
 
+class Protocol(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[protocol]`: where training and evaluation follow the official release, and where they do better.
+
+    `protocol = "official"` alone sets `name`. A switch that is unset has the first of its values under the name
+    "ratfast" and the second under "official". Each has an effect on numbers (or on time alone, where it says so).
+
+    Attributes:
+        name: "ratfast" or "official", the release of Model Ratatouille with its quirks.
+        validation_images: what validation during training looks at: "plain" images, or "augmented" ones, drawn anew at
+            each evaluation, as the release does since a domain has one transform for both its splits.
+        evaluated: "validation", the splits that select, or "all" splits at every evaluation, the test domain's too
+            (time alone).
+        test_images: "all" images of the test domain for every row of the table, or "split": for rows that are a single
+            run only those of its in-split, as DomainBed's collect_results, and all for averages.
+        probe_gradients: while the head alone is trained, gradients of the "head" alone, or of the whole "network",
+            which the release computes and drops (time alone).
+        auxiliary_order: how the runs on an auxiliary data set are numbered: by their "seed", or by the md5 of their
+            "arguments", which hold paths, so that the same recipe elsewhere starts other runs from other weights.
+    """
+
+    name: Literal["ratfast", "official"] = "ratfast"
+    validation_images: Literal["plain", "augmented"] | None = None
+    evaluated: Literal["validation", "all"] | None = None
+    test_images: Literal["all", "split"] | None = None
+    probe_gradients: Literal["head", "network"] | None = None
+    auxiliary_order: Literal["seed", "arguments"] | None = None
+
+    def settled(self) -> Protocol:
+        """The same with every switch set."""
+        column = ("ratfast", "official").index(self.name)
+        return Protocol(
+            name=self.name,
+            **{
+                switch: getattr(self, switch) or values[column]
+                for switch, values in PROTOCOL_SWITCHES.items()
+            },
+        )
+
+
+PROTOCOL_SWITCHES = {
+    "validation_images": ("plain", "augmented"),
+    "evaluated": ("validation", "all"),
+    "test_images": ("all", "split"),
+    "probe_gradients": ("head", "network"),
+    "auxiliary_order": ("seed", "arguments"),
+}
+"""The switches of `[protocol]` with their values under "ratfast" and under "official"."""
+
+
 class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[train]`: the trainings.
 
     Attributes:
         batch_size: images of each training domain in a batch.
-        steps: optimizer steps of each fine-tuning.
+        rows: what is compared, as the rows of the paper's table (`ratfast.train.rows` defines them): "vanilla", "erm",
+            "moving-average", "swad", "soups", "inter-training", "fusing", "ratatouille", or "all". Rows share the runs
+            that are the same.
+        steps: optimizer steps of each fine-tuning; unset, DomainBed's for the data set.
         eval_every: steps between two evaluations; unset, DomainBed's interval for the data set.
         probe_steps: steps of a run's own linear probe, part of `steps`; unset, the paper's share of `steps`.
         head_steps: steps of the linear probe shared by all runs; unset, `steps`.
@@ -96,12 +156,14 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         aux_runs: fine-tunings on each auxiliary data set.
         seed: the first trial's seed.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere.
+        precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere, and under the
+            official protocol.
         threads: of the CPU; unset, torch's own choice.
     """
 
+    rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
     batch_size: _Count = 32
-    steps: _Count = 5001
+    steps: _Count | None = None
     eval_every: _Count | None = None
     probe_steps: _Index | None = None
     head_steps: _Index | None = None
@@ -144,6 +206,7 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     data: Data = Data()
     model: Model = Model()
+    protocol: Protocol = Protocol()
     train: Train = Train()
     hparams: HParams = HParams()
     output: Output = Output()
@@ -166,10 +229,11 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"data.aux names the target {self.data.target!r}, expected other data sets: "
                 "auxiliary trainings see every domain, the held-out one too"
             )
-        if self.train.probe_steps is not None and self.train.probe_steps >= self.train.steps:
+        steps = self.train.steps
+        if steps is not None and self.train.probe_steps is not None and self.train.probe_steps >= steps:
             raise InputError(
                 f"train.probe_steps is {self.train.probe_steps}, expected fewer than train.steps "
-                f"({self.train.steps}), of which they are part"
+                f"({steps}), of which they are part"
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

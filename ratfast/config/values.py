@@ -104,6 +104,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     """
     key, equals, text = override.partition("=")
     key = key.strip()
+    if f"{key}.name" in _FIELDS:
+        key += ".name"
     if not equals:
         raise InputError(f"--set {override!r} has no value, expected section.key=value")
     return key, parse_text(key, text.strip(), f"--set {key}")
@@ -118,6 +120,8 @@ def flatten(sections: Mapping[str, Any], source: str = "") -> dict[str, Any]:
     prefix = f"{source}: " if source else ""
     values = {}
     for section, fields in sections.items():
+        if f"{section}.name" in _FIELDS and isinstance(fields, str):
+            fields = {"name": fields}
         if section not in SECTIONS and not isinstance(fields, Mapping):
             _field(str(section), prefix + str(section))
         if section not in SECTIONS:
@@ -194,8 +198,15 @@ def _words(info: inspect.Type) -> str:
     if isinstance(info, inspect.UnionType):
         options = [_words(option) for option in info.types if not isinstance(option, inspect.NoneType)]
         return " or ".join(options)
+    if isinstance(info, inspect.LiteralType):
+        return f"one of {', '.join(info.values)}"
     if isinstance(info, inspect.VarTupleType):
-        return "a list of strings"
+        words = _words(info.item_type)
+        return (
+            "a list of strings"
+            if words == "a non-empty string"
+            else f"a list of {words.removeprefix('one of ')}"
+        )
     if isinstance(info, inspect.IntType | inspect.FloatType):
         kind = "an integer" if isinstance(info, inspect.IntType) else "a number"
         bounds = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from ratfast import catalogue
 from ratfast.catalogue import Description, Edition
 from ratfast.data.files import BadImage, Progress, find_bad_images
-from ratfast.data.folders import class_images, subfolders
+from ratfast.data.folders import DomainDataset, class_images, subfolders
 from ratfast.errors import InputError
 
 
@@ -139,6 +139,18 @@ def inspect(
         bad=bad,
         decoded=decode,
     )
+
+
+def departures(dataset: DomainDataset) -> tuple[str, ...]:
+    """How a data set of the paper differs from what was published, a sentence each; nothing for others."""
+    entry = catalogue.find(dataset.name)
+    if entry is None or not entry.paper:
+        return ()
+    if dataset.domain_names != entry.domains:
+        return (
+            f"its domains are {', '.join(dataset.domain_names)}, {', '.join(entry.domains)} are published",
+        )
+    return _compare([len(domain) for domain in dataset.domains], entry)[1]
 
 
 def _structure(counts: dict[str, dict[str, int]], entry: Description | None) -> list[str]:

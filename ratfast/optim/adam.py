@@ -69,6 +69,17 @@ class FusedAdam(FusedOptimizer):
 
     _required = ("lr", "eps", "weight_decay", "betas")
 
+    def _is_sound(self, group: Mapping[str, Any]) -> bool:
+        lr, eps, decay, betas = group["lr"], group["eps"], group["weight_decay"], group["betas"]
+        return (
+            type(lr) is type(betas[0]) is type(betas[1]) is float
+            and lr >= 0.0
+            and eps >= 0.0
+            and decay >= 0.0
+            and 0.0 <= betas[0] < 1.0
+            and 0.0 <= betas[1] < 1.0
+        )
+
     def __init__(
         self,
         params: Params,
@@ -128,6 +139,7 @@ class FusedAdam(FusedOptimizer):
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
             extras=extras,
+            checked=part.accepted,
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

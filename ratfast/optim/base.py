@@ -80,6 +80,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Raises ValueError if a hyperparameter is out of range."""
 
     @abstractmethod
+    def _is_sound(self, group: Mapping[str, Any]) -> bool:
+        """Whether all hyperparameters are plain numbers in range, as they nearly always are; quick."""
+
+    @abstractmethod
     def _moments(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the states that begin as zeros."""
 
@@ -132,34 +136,52 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step()
+        if torch.compiler.is_compiling():
+            self._step_outside()
+        else:
+            self._step()
         return loss
 
     @torch.compiler.disable
+    def _step_outside(self) -> None:
+        """The step, out of a graph that is being compiled."""
+        self._step()
+
     def _step(self) -> None:
         plans = self._current_plans()
         parts = [
             (group, part) for group, plan in zip(self.param_groups, plans, strict=True) for part in plan.parts
         ]
         factors = self._factors([part for _, part in parts])
-        alongside = self._alongside
+        zero_grads = self._alongside.zero_grads
         for group, part in parts:
-            factor = factors[part.device]
-            on_gpu = part.device.type == "cuda"
-            extras = ops.StepExtras(
+            self._update(group, part, self._extras(part, factors[part.device]))
+            part.done(zero_grads=zero_grads)
+        self._finish_averages(plans, factors)
+        if zero_grads:
+            self._note_zeros(part for _, part in parts)
+
+    def _extras(self, part: Part, factor: Factor) -> ops.StepExtras:
+        """What goes along with a part's step; nearly always the same as at its latest."""
+        weight = self._average_weight(part.device)
+        last = part.extras
+        if (
+            last is None
+            or last.multiplier is not factor.multiplier
+            or last.found_inf is not factor.found_inf
+            or isinstance(weight, Tensor)
+            or last.average_weight != weight
+        ):
+            part.extras = ops.StepExtras(
                 averages=part.averages,
-                average_weight=self._average_weight(part.device),
+                average_weight=weight,
                 copies=part.copies,
-                zero_grads=alongside.zero_grads,
+                zero_grads=self._alongside.zero_grads,
                 multiplier=factor.multiplier,
                 found_inf=factor.found_inf,
-                workspace=self._scaling.workspace(part.device) if on_gpu else None,
+                workspace=self._scaling.workspace(part.device) if part.device.type == "cuda" else None,
             )
-            self._update(group, part, extras)
-            part.done(zero_grads=alongside.zero_grads)
-        self._finish_averages(plans, factors)
-        if alongside.zero_grads:
-            self._note_zeros(part for _, part in parts)
+        return part.extras
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients: those in an arena by a fill of their row, others as torch.optim does.
@@ -292,6 +314,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         changed = Alongside(**{**asdict(self._alongside), name: value})
         changed.check()
         self._alongside = changed
+        self._known_changes = -1  # no plan holds
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -360,12 +383,15 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_capture()
         changed = self._known_changes != self.state.changes.count
         plans: list[Plan | None] = []
-        grads = [[param.grad for param in group["params"]] for group in self.param_groups]
+        grads: list[list[Tensor | None]] = []
         for number, group in enumerate(self.param_groups):
             self._check_step(group)
             plan = self._plans[number] if number < len(self._plans) and not changed else None
-            fits = plan is not None and plan.fits(group["params"], grads[number], self._kept(group))
-            plans.append(plan if fits else None)
+            found = None
+            if plan is not None and plan.kept.moments == self._moments(group):
+                found = plan.grads(group["params"])
+            plans.append(None if found is None else plan)
+            grads.append([param.grad for param in group["params"]] if found is None else found)
         if None in plans:
             self._replace(plans, grads, capturing)
         for plan, brought in zip(self._plans, grads, strict=True):
@@ -405,11 +431,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _check_step(self, group: Mapping[str, Any]) -> None:
         """Refuses hyperparameters that were changed to what they may not be since the group was added."""
-        for name in self._required:
-            value = group[name]
-            if type(value) is not float or not value >= 0.0:
-                break
-        else:
+        if self._is_sound(group):
             return
         if any(
             isinstance(group[name], Tensor) and group[name].device.type != "cpu" for name in self._required
@@ -434,7 +456,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         for part in parts:
             grads.setdefault(part.device, []).extend(part.grads)
         return self._scaling.factors(
-            grads, grad_scale=grad_scale, found_inf=found_inf, max_norm=self._alongside.max_grad_norm
+            grads,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            max_norm=self._alongside.max_grad_norm,
+            checked=all(part.accepted for part in parts),
         )
 
     def _average_weight(self, device: torch.device) -> float | Tensor:
@@ -453,7 +479,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._mean.advance(device, factor.found_inf)
 
     def _note_zeros(self, parts: Iterable[Part]) -> None:
-        self._zeroed = {id(grad): (grad, grad._version) for part in parts for grad in part.zeroed()}
+        self._zeroed = {id(grad): (grad, grad._version) for part in parts for grad in part.left_zero}
 
     def _is_zero(self, grad: Tensor | None) -> bool:
         noted, version = self._zeroed.get(id(grad), (None, 0))

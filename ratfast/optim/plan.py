@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.gradients import gradient_row
 from ratfast.layout import is_dense, same_order
+from ratfast.ops import StepExtras
+from ratfast.optim.guard import make_guard
 from ratfast.optim.runs import find_rounds, find_runs, join_states, work_strides
 from ratfast.rows import dtype_name, flattened
 
@@ -71,6 +72,7 @@ class Plan:
     Attributes:
         parts: what is stepped by one call each, in order.
         idle: parameters with an average that have no gradient now.
+        kept: what the optimizer keeps.
     """
 
     def __init__(
@@ -81,16 +83,13 @@ class Plan:
         counts: MutableMapping[Tensor, Tensor],
         kept: Kept,
     ):
-        self._kept = kept
-        self._params = list(params)
-        self._pointers = [param.data_ptr() for param in params]
-        self._strides = [param.stride() for param in params]
-        self._indices = [index for index, grad in enumerate(grads) if grad is not None]
+        self.kept = kept
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for index in self._indices:
-            kinds.setdefault((params[index].device, params[index].dtype), []).append(index)
+        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            if grad is not None:
+                kinds.setdefault((param.device, param.dtype), []).append(index)
         self.parts = [
-            Part([members[place] for place in chosen], self._params, grads, states, counts, kept)
+            Part([members[place] for place in chosen], params, grads, states, counts, kept)
             for members in kinds.values()
             for chosen in find_rounds([params[index] for index in members])
         ]
@@ -99,18 +98,19 @@ class Plan:
             for param, grad in zip(params, grads, strict=True)
             if kept.averages and grad is None and "averaged_param" in states.get(param, ())
         ]
+        shared = {index for part in self.parts for index in part.shared}
+        self._guard = make_guard(params, [index in shared for index in range(len(params))])
 
-    def fits(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], kept: Kept) -> bool:
-        """Whether tensors and gradients are where they were when the plan was made."""
-        return (
-            self._kept == kept
-            and len(params) == len(self._params)
-            and all(map(is_, params, self._params))
-            and self._indices == [index for index, grad in enumerate(grads) if grad is not None]
-            and self._pointers == list(map(Tensor.data_ptr, params))
-            and self._strides == list(map(Tensor.stride, params))
-            and all(part.fits(grads) for part in self.parts)
-        )
+    def grads(self, params: list[Tensor]) -> list[Tensor | None] | None:
+        """The gradients, if everything is as it was when the plan was made; else None.
+
+        Args:
+            params: the group's parameters.
+        """
+        for part in self.parts:
+            if not part.is_untouched():
+                return None
+        return self._guard.grads(params)
 
 
 class Part:
@@ -124,6 +124,10 @@ class Part:
         copies: the narrow parameters whose masters the targets are, or nothing.
         averages: alike `targets`, or nothing.
         steps: (T,) float32 on the device, the steps that each target has made; counted by the operation.
+        shared: indices of the parameters that are stepped in a run.
+        accepted: whether the operation has taken these tensors before.
+        extras: what goes along, as at the latest step.
+        left_zero: after a step that zeroes: the gradients, and the rows of an arena's gradients.
     """
 
     def __init__(
@@ -151,18 +155,11 @@ class Part:
                 else:
                     counts[params[index]] = step
 
-        self._shared = [index for run in runs if len(run) > 1 for index in run]
-        self._shared_grads = [grads[index] for index in self._shared]
-        self._shared_pointers = [grad.data_ptr() for grad in self._shared_grads]
-        self._shared_strides = [grad.stride() for grad in self._shared_grads]
+        self.shared = [index for run in runs if len(run) > 1 for index in run]
         self._rows = [None if len(run) == 1 else flattened([grads[i] for i in run]) for run in runs]
         single = [(place, run[0]) for place, run in enumerate(runs) if len(run) == 1]
         self._singles = [
-            (place, index, tuple(params[index].shape), work_strides(params[index])) for place, index in single
-        ]
-        self._kinds = [
-            (grad.dtype, grad.shape, grad.layout, grad.device)
-            for grad in (grads[index] for _, index in single)
+            (place, index, _other_strides(params[index], grads[index])) for place, index in single
         ]
         self._scattered = [
             (place, params[index])
@@ -172,8 +169,12 @@ class Part:
         # A row's version counter is that of its first parameter.
         self._followers = [params[index] for run in runs for index in run[1:]]
         self._narrow = [params[index] for run in runs for index in run] if self._mastered else []
-        self._zeroed = list({id(grad): grad for grad in map(_whole, self._shared_grads)}.values())
-        self.grads: list[Tensor] = []
+        whole = [_whole(grads[index]) for index in self.shared]
+        self._whole_rows = list({id(grad): grad for grad in whole}.values())
+        self.left_zero: list[Tensor] = []
+        self.accepted = False
+        self.extras: StepExtras | None = None
+        self.grads: list[Tensor] = list(self._rows)
         self._replaced: list[Tensor] = []
         self._note_versions()
 
@@ -202,21 +203,9 @@ class Part:
                 kind = averaged_type(run[0])
                 self.averages.append(join_states(run, entries, "averaged_param", kind, start_of_average))
 
-    def fits(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether gradients are what or where they were, and nobody else counted steps."""
-        if self._version != self.steps._version:
-            return False
-        if self._singles:
-            own = [grads[index] for _, index, *_ in self._singles]
-            kinds = [(grad.dtype, grad.shape, grad.layout, grad.device) for grad in own]
-            if kinds != self._kinds:
-                return False
-        shared = [grads[index] for index in self._shared]
-        return (
-            all(map(is_, shared, self._shared_grads))
-            and self._shared_pointers == list(map(Tensor.data_ptr, shared))
-            and self._shared_strides == list(map(Tensor.stride, shared))
-        )
+    def is_untouched(self) -> bool:
+        """Whether nobody but the step has counted steps."""
+        return self._version == self.steps._version
 
     def bring(self, grads: Sequence[Tensor | None]) -> None:
         """Sets `grads`, dense copies of parameters that are not dense, and masters of changed parameters.
@@ -224,14 +213,15 @@ class Part:
         Args:
             grads: of all the group's parameters.
         """
-        self.grads = list(self._rows)
-        self._replaced = []
-        for place, index, shape, strides in self._singles:
-            grad = grads[index]
-            if not same_order(shape, grad.stride(), strides):
-                self._replaced.append(grad)
-                grad = torch.empty_strided(shape, strides, dtype=grad.dtype, device=self.device).copy_(grad)
-            self.grads[place] = grad
+        if self._singles:
+            self._replaced = []
+            for place, index, strides in self._singles:
+                grad = grads[index]
+                if strides is not None:
+                    self._replaced.append(grad)
+                    dense = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=self.device)
+                    grad = dense.copy_(grad)
+                self.grads[place] = grad
         weights = self.copies if self._mastered else self.targets
         for place, param in self._scattered:
             weights[place] = param.detach().contiguous()
@@ -244,20 +234,30 @@ class Part:
         weights = self.copies if self._mastered else self.targets
         for place, param in self._scattered:
             param.copy_(weights[place])
-        if zero_grads and self._replaced:
-            torch._foreach_zero_(self._replaced)
+            weights[place] = param
+        self.accepted = True
+        if zero_grads:
+            if self._replaced:
+                torch._foreach_zero_(self._replaced)
+            replacements = {place for place, _, strides in self._singles if strides is not None}
+            own = [self.grads[place] for place, *_ in self._singles if place not in replacements]
+            self.left_zero = [*self._whole_rows, *own, *self._replaced]
+        if self._singles:  # gradients are the user's to free
+            self.grads = list(self._rows)
+            self._replaced = []
         if self._followers:
             torch.autograd.graph.increment_version(self._followers)
         self._note_versions()
 
-    def zeroed(self) -> list[Tensor]:
-        """What `zero_grads` has left zero: gradients, and the rows of an arena's gradients."""
-        singles = [self.grads[place] for place, *_ in self._singles]
-        return [*self._zeroed, *singles, *self._replaced]
-
     def _note_versions(self) -> None:
         self._version = self.steps._version
         self._versions = [param._version for param in self._narrow]
+
+
+def _other_strides(param: Tensor, grad: Tensor) -> tuple[int, ...] | None:
+    """Strides that the gradient has to be copied into to step with the parameter; None if it lies like that."""
+    strides = work_strides(param)
+    return None if same_order(param.shape, grad.stride(), strides) else strides
 
 
 def _whole(grad: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class _Numbers:
         self.norm, self.multiplier = torch.zeros(2, dtype=torch.float64, device=device)
         self.found_inf = torch.zeros((), dtype=torch.float32, device=device)
         self.workspace = ops.step_workspace(device)
+        self.factor = Factor(self.multiplier, self.found_inf)
 
 
 class Scaling:
@@ -61,6 +62,7 @@ class Scaling:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         max_norm: float | None,
+        checked: bool = False,
     ) -> dict[torch.device, Factor]:
         """What the steps on each device need.
 
@@ -71,6 +73,7 @@ class Scaling:
             grad_scale: what the loss was multiplied by.
             found_inf: whether a GradScaler found gradients that are not finite; None if it did not look.
             max_norm: of all gradients together.
+            checked: gradients like these have been accepted before.
         """
         if max_norm is None and (grad_scale is None or found_inf is not None):
             return {device: _given(device, grad_scale, found_inf) for device in grads}
@@ -85,6 +88,7 @@ class Scaling:
                 grad_scale=None if grad_scale is None else grad_scale.to(device),
                 max_norm=math.inf if max_norm is None or len(grads) > 1 else max_norm,
                 workspace=numbers.workspace,
+                checked=checked,
             )
         if results:
             self.norm = next(iter(results.values())).norm

@@ -45,6 +45,11 @@ class FusedSGD(FusedOptimizer):
     _required = ("lr", "momentum", "weight_decay")
     _counts_steps = False
 
+    def _is_sound(self, group: Mapping[str, Any]) -> bool:
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        plain = type(lr) is float and type(decay) is float and not group["nesterov"]
+        return plain and lr >= 0.0 and momentum >= 0.0 and decay >= 0.0 and group["dampening"] == 0.0
+
     def __init__(
         self,
         params: Params,
@@ -96,6 +101,7 @@ class FusedSGD(FusedOptimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             extras=extras,
+            checked=part.accepted,
         )
 
     def state_dict(self) -> dict[str, Any]:

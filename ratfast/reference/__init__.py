@@ -5,10 +5,9 @@ dense tensors. Nothing here checks them.
 """
 
 from ratfast.reference.averaging import combine_, gram, kth_magnitudes, mix_, uniforms
-from ratfast.reference.steps import adam_, adam_step_, gradient_norm_, sgd_step_
+from ratfast.reference.steps import adam_step_, gradient_norm_, sgd_step_
 
 __all__ = [
-    "adam_",
     "adam_step_",
     "combine_",
     "gradient_norm_",

@@ -13,21 +13,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ratfast import checkpoints, models
 from ratfast.averaging import Pool, average_files, greedy_soup
 from ratfast.train import records
-from ratfast.train.evaluation import accuracy
-from ratfast.train.fit import ValidationSet, Validator
-from ratfast.train.job import RUN, Context, build_model
+from ratfast.train.context import Context
+from ratfast.train.job import RUN, HeldOut
 from ratfast.train.plan import Job, Plan
+from ratfast.train.rows import row_names
+from ratfast.train.start import network_of
+from ratfast.train.validation import Validator
 
 
 class Judge:
     """Evaluates averaged weights on the validation splits and on the held-out domain.
 
-    Nothing is built or decoded before it is first asked.
+    Images are never augmented here, as in the official release. Nothing is built or decoded before it is first asked.
 
     Args:
         job: a member of the trial: it has the splits and the network.
@@ -40,11 +43,15 @@ class Judge:
 
     @cached_property
     def _model(self) -> models.Classifier:
-        return build_model(self._job, self._context, dropout=0.0)
+        return network_of(self._job, self._context).to(
+            self._context.device, memory_format=torch.channels_last
+        )
 
     @cached_property
-    def _validation(self) -> ValidationSet:
-        return self._context.tasks.validation(self._job.dataset, self._job.test_env, self._job.trial_seed)
+    def _validator(self) -> Validator:
+        job = self._job
+        splits = self._context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
+        return Validator(self._model, splits, self._context.precision, job.test_env)
 
     def load(self, weights: dict[str, Tensor]) -> models.Classifier:
         """The network with these weights."""
@@ -53,45 +60,59 @@ class Judge:
 
     def pooled(self, weights: dict[str, Tensor]) -> float:
         """Accuracy over all validation images together: what the official greedy selection accepts by."""
-        validator = Validator(self.load(weights), self._validation, self._context.precision)
-        images = sum(len(labels) for _, labels in self._validation.values())
+        self.load(weights)
+        scores = self._validator.scores().values()
         # From whole numbers, so that soups that are equally good compare equal.
-        return sum(validator.correct(frozen=False).values()) / images
+        return sum(score.correct for score in scores) / sum(score.images for score in scores)
 
-    def record(self, weights: dict[str, Tensor]) -> dict[str, float]:
-        """`val` (mean over training domains) and `test` (all images of the held-out domain)."""
+    def record(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """`val` (mean over training domains), `test` (all of the held-out domain), and the `row` they are from."""
         model = self.load(weights)
-        val = Validator(model, self._validation, self._context.precision)(frozen=False)["val"]
-        images = self._context.tasks.images(self._job.dataset, self._job.test_env)
-        return {"val": val, "test": accuracy(model, *images, self._context.precision)}
+        held_out = HeldOut(self._job, self._context)
+        row = {**self._validator(), **held_out.row(model)}
+        return {"val": row["val"], **held_out.tested(row, single=False), "row": row}
+
+
+_PREFIXES = {"ratatouille": ("target", ""), "soups": ("plain", "soup-")}
 
 
 def average_trials(plan: Plan, context: Context) -> dict[str, Any]:
     """Averages the members of every trial and writes the results below `averages/`.
 
-    With one trial the methods are `uniform` and `greedy`; with more, each trial has its own (`uniform_trial1`) and
-    `dagger` averages the members of all trials, as in the paper. Its `val` is that on the first trial's splits, of
-    which the members of other trials have trained on parts.
+    With one trial the methods are `uniform` and `greedy`, and `soup-uniform` and `soup-greedy` without auxiliary
+    weights; with more, each trial has its own (`uniform_trial1`) and `dagger` averages the members of all trials, as
+    in the paper. Its `val` is that on the first trial's splits, of which the members of other trials have trained on
+    parts.
 
     Args:
         plan: the trainings, all done.
         context: what they share.
 
     Returns:
-        By method: `val`, `test`, `members` (names), `seconds` and `file`.
+        By method: `val`, `test`, `members` (names), `row`, `seconds` and `file`.
     """
     trials = plan.trial_seeds
     results = {}
-    for trial_seed in trials:
-        suffix = f"_trial{trial_seed}" if len(trials) > 1 else ""
-        jobs = plan.members(trial_seed)
-        judge = Judge(jobs[0], context)
-        results["uniform" + suffix] = _average("uniform" + suffix, jobs, judge, context, _all)
-        results["greedy" + suffix] = _average("greedy" + suffix, jobs, judge, context, _greedy)
-    if len(trials) > 1:
-        jobs = [job for trial_seed in trials for job in plan.members(trial_seed)]
-        results["dagger"] = _average("dagger", jobs, Judge(jobs[0], context), context, _all)
+    for row in row_names(context.recipe.train.rows):
+        if row not in _PREFIXES:
+            continue
+        sweep, prefix = _PREFIXES[row]
+        for trial_seed in trials:
+            jobs = plan.members(trial_seed, sweep)
+            judge = Judge(jobs[0], context)
+            for name, choose in (("uniform", _all), ("greedy", _greedy)):
+                method = average_key(prefix + name, trial_seed, len(trials))
+                results[method] = _average(method, jobs, judge, context, choose)
+        if len(trials) > 1:
+            jobs = [job for trial_seed in trials for job in plan.members(trial_seed, sweep)]
+            method = prefix + "dagger"
+            results[method] = _average(method, jobs, Judge(jobs[0], context), context, _all)
     return results
+
+
+def average_key(name: str, trial_seed: int, trials: int) -> str:
+    """What an average of one trial is called."""
+    return f"{name}_trial{trial_seed}" if trials > 1 else name
 
 
 def forget_averages(output: Path) -> None:

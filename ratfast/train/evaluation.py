@@ -74,26 +74,14 @@ def logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
         return torch.cat([model.head(batch) for batch in features.split(BATCH_SIZE)])
 
 
-def count_correct(model: Classifier, features: Tensor, labels: Tensor, precision: str) -> int:
-    """How many images are classified right, given their features.
-
-    Args:
-        model: in evaluation mode.
-        features: `(N, D)`, from `extract_features`.
-        labels: `(N,)` int64 on the same device.
-        precision: `"float32"` or `"bfloat16"`.
-    """
-    return int((logits(model, features, precision).argmax(1) == labels).sum())
-
-
-def accuracy(
+def correct_mask(
     model: Classifier,
     images: Tensor,
     labels: Tensor,
     precision: str,
     progress: Callable[[int, int], None] | None = None,
-) -> float:
-    """Fraction of decoded images that `model` classifies right; the model is left in its mode.
+) -> Tensor:
+    """Which decoded images `model` classifies right, `(N,)` bool; the model is left in its mode.
 
     Args:
         model: any mode.
@@ -104,6 +92,19 @@ def accuracy(
     """
     was_training = model.training
     model.eval()
-    correct = count_correct(model, extract_features(model, images, precision, progress), labels, precision)
+    features = extract_features(model, images, precision, progress)
+    correct = logits(model, features, precision).argmax(1) == labels
     model.train(was_training)
-    return correct / max(len(labels), 1)
+    return correct
+
+
+def accuracy(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    precision: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Fraction of decoded images that `model` classifies right: `correct_mask` and its arguments."""
+    correct = correct_mask(model, images, labels, precision, progress)
+    return int(correct.sum()) / max(len(labels), 1)

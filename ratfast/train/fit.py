@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ratfast.arena import Arena
-from ratfast.data import Batch, Loader
+from ratfast.averaging.along import AlongRun
+from ratfast.data import Batch
 from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.optim import FusedAdam
-from ratfast.train.evaluation import autocast, count_correct, extract_features
-
-ValidationSet = Mapping[int, tuple[Tensor, Tensor]]
-"""By domain index: decoded images `(N, 3, S, S)` uint8 and labels `(N,)` int64."""
+from ratfast.train.evaluation import autocast
+from ratfast.train.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Schedule:
         lr: learning rate, constant.
         weight_decay: L2, added to the gradient (Adam, not AdamW).
         precision: `"float32"` or `"bfloat16"` (autocast; weights and optimizer state stay float32).
+        head_graph_only: no gradients are computed for the backbone while the head alone is trained.
     """
 
     steps: int
@@ -40,6 +40,7 @@ class Schedule:
     lr: float
     weight_decay: float
     precision: str
+    head_graph_only: bool = True
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Fitted:
     """What a training gives.
 
     Attributes:
-        rows: one record per evaluation: `step`, mean `loss` since the last, `env{i}_out_acc`, `val` (their mean).
+        rows: one record per evaluation: `step`, mean `loss` since the last, and what `Validator` says:
+            `env{i}_out_acc`, `val` (their mean), `val_loss`.
         best: the model's row at the evaluation with the highest `val` (the first such).
         best_row: that evaluation's record.
     """
@@ -55,46 +57,6 @@ class Fitted:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: Tensor | None = None
     best_row: dict[str, Any] = field(default_factory=dict)
-
-
-class Validator:
-    """Evaluates on the validation images; while the backbone is frozen it extracts their features only once."""
-
-    def __init__(self, model: Classifier, images: ValidationSet, precision: str):
-        self._model = model
-        self._images = images
-        self._precision = precision
-        self._frozen: dict[int, Tensor] = {}
-
-    def __call__(self, *, frozen: bool) -> dict[str, float]:
-        """Accuracy per domain (`env{i}_out_acc`) and their mean (`val`).
-
-        Args:
-            frozen: as in `correct`.
-        """
-        accuracies = {
-            f"env{domain}_out_acc": correct / max(len(self._images[domain][1]), 1)
-            for domain, correct in self.correct(frozen=frozen).items()
-        }
-        return accuracies | {"val": sum(accuracies.values()) / max(len(accuracies), 1)}
-
-    def correct(self, *, frozen: bool) -> dict[int, int]:
-        """How many images of each domain are classified right; the model is left in training mode.
-
-        Args:
-            frozen: the backbone is as it was at the last call with `frozen=True`.
-        """
-        self._model.eval()
-        correct = {}
-        for domain, (images, labels) in self._images.items():
-            features = self._frozen.get(domain) if frozen else None
-            if features is None:
-                features = extract_features(self._model, images, self._precision)
-            if frozen:
-                self._frozen[domain] = features
-            correct[domain] = count_correct(self._model, features, labels, self._precision)
-        self._model.train()
-        return correct
 
 
 def _head_loss(model: Classifier, batch: Batch) -> Tensor:
@@ -111,11 +73,12 @@ def _full_loss(model: Classifier, batch: Batch) -> Tensor:
 def fit(
     model: Classifier,
     arena: Arena,
-    loader: Loader,
-    validation: ValidationSet,
+    loader: Iterable[Batch],
+    validator: Validator,
     schedule: Schedule,
     on_step: Callable[[int], None],
     on_evaluation: Callable[[float], None],
+    along: Mapping[str, AlongRun] | None = None,
 ) -> Fitted:
     """Trains `model` in place.
 
@@ -123,10 +86,11 @@ def fit(
         model: whose parameters live in `arena`.
         arena: holds the model.
         loader: gives the batch of every update.
-        validation: what is evaluated on; may be empty of images, not of domains.
+        validator: evaluates the model.
         schedule: how long and how fast.
         on_step: called after each update with its number of images.
         on_evaluation: called after each evaluation with its `val`.
+        along: averages that see the model after each update.
 
     Returns:
         The evaluations and the best row; the model itself is left as after the last update.
@@ -135,25 +99,27 @@ def fit(
         InputError: the loss stopped being finite.
     """
     result = Fitted()
-    validator = Validator(model, validation, schedule.precision)
     loss_sum, loss_count = torch.zeros((), device=arena.device), 0
     optimizer = None
+    arena.zero_grad()
     model.train()
     for step, batch in zip(range(schedule.steps), loader, strict=False):
         probing = step < schedule.probe_steps
         if step in (0, schedule.probe_steps):
             # A new Adam at the end of the probe, as in the official release.
             parameters = model.classifier.parameters() if probing else model.parameters()
-            optimizer = FusedAdam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+            optimizer = FusedAdam(
+                parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, zero_grads=True
+            )
         with autocast(arena.device, schedule.precision):
-            loss = (_head_loss if probing else _full_loss)(model, batch)
+            loss = (_head_loss if probing and schedule.head_graph_only else _full_loss)(model, batch)
         loss.backward()
-        optimizer.step()
-        arena.zero_grad()
+        optimizer.step()  # which leaves the gradients zero
         loss_sum += loss.detach()
         loss_count += 1
         on_step(len(batch.labels))
 
+        val_loss = None
         if step % schedule.eval_every == 0 or step == schedule.steps - 1:
             mean_loss = float(loss_sum) / loss_count
             if not torch.isfinite(loss_sum):
@@ -161,11 +127,14 @@ def fit(
                     f"the loss is {mean_loss} after update {step + 1}, expected a finite number: "
                     f"lower hparams.lr or train.lr_scale (the learning rate was {schedule.lr:g})"
                 )
-            loss_sum.zero_()
-            loss_count = 0
-            row = {"step": step, "loss": mean_loss, **validator(frozen=probing)}
+            row = {"step": step, "loss": mean_loss, **validator(frozen=probing, step=step)}
+            val_loss = row["val_loss"]
             result.rows.append(row)
             on_evaluation(row["val"])
             if result.best is None or row["val"] > result.best_row["val"]:
                 result.best, result.best_row = arena.row_copy(), row
+            loss_sum.zero_()
+            loss_count = 0
+        for average in (along or {}).values():
+            average.update(model, step=step, val_loss=val_loss)
     return result

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ratfast import checkpoints, models, protocol
 from ratfast.arena import Arena
+from ratfast.averaging.along import AlongRun
 from ratfast.config import Recipe
-from ratfast.errors import InputError
 from ratfast.train import records
-from ratfast.train.evaluation import accuracy
+from ratfast.train.context import Context
+from ratfast.train.evaluation import correct_mask
 from ratfast.train.fit import Schedule, fit
-from ratfast.train.plan import PRETRAINED, Job, Plan, evaluation_interval
-from ratfast.train.progress import Display
-from ratfast.train.tasks import Tasks
+from ratfast.train.plan import Job, evaluation_interval, run_arguments
+from ratfast.train.rows import start_along
+from ratfast.train.start import starting_model
+from ratfast.train.validation import Validator
 
 RUN = "run.json"
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all trainings of a recipe share.
-
-    Attributes:
-        recipe: what to do.
-        tasks: its data sets.
-        device: where to train.
-        precision: `"float32"` or `"bfloat16"`.
-        output: the output folder.
-        display: what a person sees.
-    """
-
-    recipe: Recipe
-    tasks: Tasks
-    device: torch.device
-    precision: str
-    output: Path
-    display: Display
 
 
 def draw_hparams(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -56,35 +39,6 @@ def draw_hparams(job: Job, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def build_model(job: Job, context: Context, dropout: float) -> models.Classifier:
-    """The network of a run with its starting weights, on the device, channels-last."""
-    recipe = context.recipe
-    weights = recipe.model.initial_weights()
-    if job.source != PRETRAINED:
-        own = context.output / job.source / records.CHECKPOINT
-        weights = own if own.is_file() else Path(job.source)
-    dataset = context.tasks.datasets[job.dataset]
-    model = models.build(
-        recipe.model.backbone,
-        len(dataset.classes),
-        dropout=dropout,
-        weights=weights,
-        image_size=recipe.data.image_size,
-        classes=dataset.classes,
-    )
-    if job.probe is not None:
-        load_head(model, context.output / job.probe / records.CHECKPOINT)
-    return model.to(context.device, memory_format=torch.channels_last)
-
-
-def load_head(model: models.Classifier, path: Path) -> None:
-    """Takes the classifier's weight and bias from a probe's checkpoint."""
-    state = checkpoints.load(path)
-    prefix = "classifier."
-    head = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    model.classifier.load_state_dict(head)
-
-
 def run_job(job: Job, context: Context) -> None:
     """Carries out one training; its folder appears when all of it is on disk.
 
@@ -93,9 +47,10 @@ def run_job(job: Job, context: Context) -> None:
     """
     started = time.perf_counter()
     recipe, tasks = context.recipe, context.tasks
+    switches = recipe.protocol.settled()
     torch.manual_seed(job.run_seed)  # the new head, and dropout
     hparams = draw_hparams(job, recipe)
-    model = build_model(job, context, hparams["dropout"])
+    model = starting_model(job, context, hparams["dropout"])
     arena = Arena(model)
     schedule = Schedule(
         steps=job.steps,
@@ -104,24 +59,34 @@ def run_job(job: Job, context: Context) -> None:
         lr=hparams["lr"],
         weight_decay=hparams["weight_decay"],
         precision=context.precision,
+        head_graph_only=switches.probe_gradients == "head",
     )
     progress = context.display.begin(job.name, job.steps)
-    validation = tasks.validation(job.dataset, job.test_env, job.trial_seed)
     batch_size = recipe.train.batch_size
     dtype = torch.bfloat16 if context.precision == "bfloat16" else torch.float32
-    with tasks.loader(
-        job.dataset, job.test_env, job.trial_seed, batch_size, model, job.run_seed, dtype
-    ) as loader:
-        fitted = fit(model, arena, loader, validation, schedule, progress.step, progress.evaluated)
+    along = {name: start_along(name, job.steps) for name in job.along}
+    data_of = (job.dataset, job.test_env, job.trial_seed)
+    with ExitStack() as open_files:
+        splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
+        validator = Validator(model, splits, context.precision, job.test_env)
+        loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
+        fitted = fit(model, arena, loader, validator, schedule, progress.step, progress.evaluated, along)
 
+    held_out = HeldOut(job, context) if job.test_env is not None and job.stage != "probe" else None
+    last = fitted.rows[-1]
     if job.stage == "auxiliary":
-        chosen = fitted.rows[-1]  # recycled as it ended, as in the official release
+        chosen = last  # recycled as it ended, as in the official release
     else:
         chosen = fitted.best_row
+    tested: dict[str, float] = {}
+    if held_out is not None:
+        last |= held_out.row(model)
+        if chosen is not last:
+            arena.restore(fitted.best)
+            chosen |= held_out.row(model)
+        tested = held_out.tested(chosen, single=True)
+    elif chosen is not last:
         arena.restore(fitted.best)
-    test = None
-    if job.stage == "target":
-        test = accuracy(model, *tasks.images(job.dataset, job.test_env), context.precision)
     seconds = time.perf_counter() - started
     record = {
         "stage": job.stage,
@@ -132,38 +97,104 @@ def run_job(job: Job, context: Context) -> None:
         "hparams_seed": job.hparams_seed,
         "hparams": hparams,
         "initialisation": job.source,
+        **({"fused": dict(job.fused)} if job.fused else {}),
         "step": chosen["step"],
         "val": chosen["val"],
-        "test": test,
+        **tested,
     }
     with records.new_run(context.output / job.name) as folder:
-        records.write_rows(folder, fitted.rows)
+        records.write_rows(folder, domainbed_rows(fitted.rows, job, hparams, context))
         metadata = {"kind": "member", "model": models.describe(model), "run": record}
         checkpoints.save(model.state_dict(), folder / records.CHECKPOINT, metadata=metadata)
+        if along:
+            record["along"] = _along_records(along, model, job, context, held_out, folder)
         timing = {"seconds": seconds, "images_per_second": progress.images_per_second}
         records.write_json(folder / RUN, {**record, **timing})
-    line = f"{job.name}: from {job.source}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
+    line = f"{job.name}: from {job.start}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
     progress.end()
     context.display.say(f"{line}, {seconds:.0f} s")
 
 
-def check_sources(plan: Plan, recipe: Recipe) -> None:
-    """Checks, before hours of training, that the weights that runs start from can be read and fit the backbone.
+class HeldOut:
+    """The held-out domain's images, and what is said of a network on them.
 
     Args:
-        plan: whose runs are looked at.
-        recipe: names the backbone and the files.
-
-    Raises:
-        InputError: a file is missing or of another architecture; names the recipe's key.
+        job: a run that holds a domain out.
+        context: what all runs share.
     """
-    try:
-        model = models.build(recipe.model.backbone, 1, weights=recipe.model.initial_weights())
-    except InputError as error:
-        raise InputError(f"model.weights: {error}") from error
-    own = {job.name for job in plan.jobs}
-    for source in sorted({job.source for job in plan.jobs} - own - {PRETRAINED}):
-        try:
-            models.load_featurizer(model.featurizer, source)
-        except InputError as error:
-            raise InputError(f"model.aux_weights: {error}") from error
+
+    def __init__(self, job: Job, context: Context):
+        self._job = job
+        self._context = context
+
+    def row(self, model: models.Classifier) -> dict[str, float]:
+        """`env{i}_in_acc` and `env{i}_out_acc` of the held-out domain, and `test_all`, the accuracy on all of it."""
+        job, tasks = self._job, self._context.tasks
+        halves = tasks.split(job.dataset, job.test_env, job.trial_seed)
+        images, labels = tasks.images(job.dataset, job.test_env, np.concatenate(halves))
+        correct = correct_mask(model, images, labels, self._context.precision)
+        kept = len(halves[0])
+        accuracies = {
+            f"env{job.test_env}_{half}_acc": int(part.sum()) / max(len(part), 1)
+            for half, part in (("in", correct[:kept]), ("out", correct[kept:]))
+        }
+        return {**accuracies, "test_all": int(correct.sum()) / max(len(correct), 1)}
+
+    def tested(self, row: Mapping[str, float], *, single: bool) -> dict[str, float]:
+        """`test` as the protocol's switch `test_images` has it, for a single run or an average; and both kinds."""
+        in_split = row[f"env{self._job.test_env}_in_acc"]
+        split = single and self._context.recipe.protocol.settled().test_images == "split"
+        test = in_split if split else row["test_all"]
+        return {"test": test, "test_all": row["test_all"], "test_in_split": in_split}
+
+
+def domainbed_rows(
+    rows: list[dict[str, Any]], job: Job, hparams: Mapping[str, Any], context: Context
+) -> list[dict[str, Any]]:
+    """The rows of `results.jsonl` with all that DomainBed's own have and its scripts read.
+
+    What was not evaluated is null: of the held-out domain, all but the steps that a selection may look at.
+    """
+    recipe = context.recipe
+    per_epoch = context.tasks.steps_per_epoch(job.dataset, job.trial_seed, hparams["batch_size"])
+    arguments = run_arguments(recipe, job)
+    arguments |= {
+        "output_dir": str(context.output / job.name),
+        "holdout_fraction": recipe.data.holdout_fraction,
+        "what_is_trainable": "classifier" if job.stage == "probe" else "all",
+    }
+    unknown = {}
+    if job.test_env is not None:
+        unknown = dict.fromkeys((f"env{job.test_env}_in_acc", f"env{job.test_env}_out_acc"))
+    named = {"resnet_dropout" if name == "dropout" else name: value for name, value in hparams.items()}
+    common = {"hparams": named, "args": arguments}
+    return [{**unknown, **row, "epoch": row["step"] / per_epoch, **common} for row in rows]
+
+
+def _along_records(
+    along: Mapping[str, AlongRun],
+    model: models.Classifier,
+    job: Job,
+    context: Context,
+    held_out: HeldOut,
+    folder: Path,
+) -> dict[str, Any]:
+    """Saves the averages along a run and says how good they are; the model is left as the last of them."""
+    found = {}
+    splits = context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
+    validator = Validator(model, splits, context.precision, job.test_env)
+    for name, average in along.items():
+        model.load_state_dict(average.average())
+        first, last, count = average.span
+        row = {"step": last, **validator(), **held_out.row(model)}
+        note = {"first_step": first, "last_step": last, "models": count}
+        found[name] = {"row": row, "val": row["val"], **held_out.tested(row, single=True), **note}
+        metadata = {
+            "kind": "average",
+            "method": name,
+            "model": models.describe(model),
+            "run": job.name,
+            **note,
+        }
+        checkpoints.save(model.state_dict(), folder / f"{name}.safetensors", metadata=metadata)
+    return found

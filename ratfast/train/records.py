@@ -1,7 +1,8 @@
 """What a run leaves on disk, and how: whole or not at all.
 
 A run is written into `NAME.partial` and renamed to `NAME` when everything in it is on disk, so that a folder of a
-run that exists is a run that finished. Inside, as in DomainBed: `results.jsonl` (one row per evaluation) and `done`.
+run that exists is a run that finished. Inside, as in DomainBed: `results.jsonl` (one row per evaluation) and `done`;
+the runs of a sweep are side by side, so that `collect_results --input_dir OUTPUT/target` reads them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +80,21 @@ def new_run(folder: Path) -> Iterator[Path]:
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Writes the evaluations of a run, one JSON object a line, keys sorted as DomainBed does."""
     write_text(folder / RESULTS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `write_rows` wrote."""
+    lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def link(place: Path, folder: Path) -> None:
+    """Makes `place` a relative link to the folder of a run that is in two sweeps; where it is that folder, nothing."""
+    if place == folder:
+        return
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(os.path.relpath(folder, place.parent), target_is_directory=True)
 
 
 def is_done(folder: Path) -> bool:

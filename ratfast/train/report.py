@@ -36,6 +36,25 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def rows_table(summary: Mapping[str, Any]) -> Table:
+    """The lines of the paper's table that the recipe asked for.
+
+    Args:
+        summary: the content of `summary.json`.
+    """
+    table = Table(title="The methods, and where each is defined", title_justify="left")
+    for column in ("method", "selection", "paper"):
+        table.add_column(column)
+    table.add_column("validation", justify="right")
+    table.add_column("test", justify="right")
+    for row in summary["rows"]:
+        test = f"{row['test']:.4f}"
+        if row["trials"] > 1:
+            test += f" ± {row['test_error']:.4f}"
+        table.add_row(row["method"], row["selection"], row["paper"], f"{row['val']:.4f}", test)
+    return table
+
+
 def closing_lines(summary: Mapping[str, Any], data_dir: str) -> list[str]:
     """Where the averaged model was saved, the command that evaluates it, and how many images were left out.
 
@@ -43,11 +62,15 @@ def closing_lines(summary: Mapping[str, Any], data_dir: str) -> list[str]:
         summary: the content of `summary.json`.
         data_dir: the folder of the data sets.
     """
-    method = "dagger" if "dagger" in summary["averages"] else next(iter(summary["averages"]))
-    file = summary["averages"][method]["file"]
+    averages = summary["averages"]
+    method = "dagger" if "dagger" in averages else next(iter(averages), None)
+    if method is None:
+        saved, file = "best single run", summary["best_single"]["checkpoint"]
+    else:
+        saved, file = f"{method} average", averages[method]["file"]
     command = ["ratfast", "evaluate", file, "--data-dir", data_dir, "--dataset", summary["target"]]
     command += ["--domain", summary["test_domain"]]
-    lines = [f"The {method} average is saved in {file}; to evaluate it:"]
+    lines = [f"The {saved} is saved in {file}; to evaluate it:"]
     left_out = summary.get("left_out", {"images": 0})
     if left_out["images"]:
         command += ["--on-bad-image", "skip"]

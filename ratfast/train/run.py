@@ -8,17 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from ratfast import config
+from ratfast import config, protocol
 from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.train import host, records
 from ratfast.train.averages import average_trials, forget_averages
-from ratfast.train.job import RUN, Context, check_sources, run_job
-from ratfast.train.left_out import summary_of, write_left_out
-from ratfast.train.plan import Plan, make_plan
+from ratfast.train.context import Context
+from ratfast.train.job import RUN, run_job
+from ratfast.train.leakage import warn_of_shared_images
+from ratfast.train.left_out import write_left_out
+from ratfast.train.plan import Job, Plan, make_plan
 from ratfast.train.progress import Display
+from ratfast.train.start import check_sources
+from ratfast.train.summary import describe_protocol, summarise, write_table
 from ratfast.train.tasks import Tasks
 
 # What may differ between the command that began a recipe and the one that continues it: where and with what it is
@@ -34,10 +39,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         console: where progress is shown; standard error by default.
 
     Returns:
-        The content of `summary.json`: `target`, `test_domain`, `members` (name, initialisation, `val`, `test`,
-        checkpoint), `mean_of_members`, `best_single`, `averages` (by method: `val`, `test`, members used,
-        seconds, file) and `seconds` by stage; accuracies are fractions. `val` is the mean over the training domains.
-        With `data.on_bad_image = "skip"` also `left_out`: how many images, and the file that lists them.
+        The content of `summary.json`, as `ratfast.train.summary.summarise` describes it.
 
     Raises:
         InputError: the recipe, a data set or a checkpoint is wrong.
@@ -48,18 +50,27 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     output = Path(recipe.output.dir)
     with Display(console) as display:
         tasks = Tasks(recipe, device, display)
-        plan = make_plan(recipe, tasks.datasets)
+        plan = make_plan(recipe, tasks.datasets, display.say)
         for dataset, test_env in sorted({(job.dataset, job.test_env) for job in plan.jobs}, key=str):
             tasks.check_split(dataset, test_env)
         if not all(records.is_done(output / job.name) for job in plan.jobs):
-            check_sources(plan, recipe)
+            check_sources(plan, recipe, display)
+            warn_of_shared_images(tasks.datasets, recipe.data.target, plan.test_env)
+            say_what_is_special(plan, recipe, display)
         with records.locked_output(output), _settled_recipe(recipe, output, plan):
-            precision = host.find_precision(recipe.train.precision, device)
+            precision = recipe.train.precision
+            if precision == "auto" and recipe.protocol.name == "official":
+                precision = "float32"
+            precision = host.find_precision(precision, device)
+            if recipe.protocol.name == "official":
+                # As the release sets them; on a CPU they mean nothing.
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             context = Context(recipe, tasks, device, precision, output, display)
             if tasks.left_out:
                 write_left_out(output, tasks.left_out)
             _train(plan, context)
             summary = summarise(plan, context, average_trials(plan, context))
+            write_table(plan, context, summary)
             records.write_json(output / records.SUMMARY, summary)
     return summary
 
@@ -68,6 +79,8 @@ def _train(plan: Plan, context: Context) -> None:
     """Carries out the runs that are not done yet."""
     if not all(records.is_done(context.output / job.name) for job in plan.jobs):
         forget_averages(context.output)
+    for job in plan.jobs:
+        _check_same_start(job, context)
     context.display.expect(sum(job.steps for job in plan.jobs))
     for job in plan.jobs:
         if records.is_done(context.output / job.name):
@@ -75,6 +88,33 @@ def _train(plan: Plan, context: Context) -> None:
             context.display.say(f"{job.name}: already done")
         else:
             run_job(job, context)
+    for sweep, jobs in plan.sweeps.items():
+        for job in jobs:
+            records.link(context.output / sweep / Path(job.name).name, context.output / job.name)
+
+
+def _check_same_start(job: Job, context: Context) -> None:
+    """Raises InputError if a finished run started from something else than it would now."""
+    path = context.output / job.name / RUN
+    if not path.is_file():
+        return
+    started = json.loads(path.read_text(encoding="utf-8"))["initialisation"]
+    if started != job.source:
+        raise InputError(
+            f"{context.output / job.name} started from {started}, and would now from {job.source}: the auxiliary "
+            "weights or their order have changed, expected the same or another --output"
+        )
+
+
+def say_what_is_special(plan: Plan, recipe: Recipe, display: Display) -> None:
+    """Prints the protocol's switches, and which auxiliary runs no target run starts from."""
+    display.say(describe_protocol(recipe))
+    unused = protocol.unused_auxiliary(
+        recipe.train.runs, {source.name: len(source.runs) for source in plan.sources}
+    )
+    if unused and "target" in plan.sweeps:
+        listed = ", ".join(f"{count} of {name}" for name, count in unused.items())
+        display.say(f"auxiliary runs that no run starts from, with train.runs {recipe.train.runs}: {listed}")
 
 
 @contextlib.contextmanager
@@ -101,43 +141,3 @@ def _settled_recipe(recipe: Recipe, output: Path, plan: Plan) -> Iterator[None]:
         if not any(records.is_done(output / job.name) for job in plan.jobs):
             path.unlink(missing_ok=True)
         raise
-
-
-def summarise(plan: Plan, context: Context, averages: dict[str, Any]) -> dict[str, Any]:
-    """Collects what every run left into the content of `summary.json`.
-
-    Args:
-        plan: the trainings.
-        context: what they share.
-        averages: by method, from `average_trials`.
-    """
-    output = context.output
-    runs = {job.name: json.loads((output / job.name / RUN).read_text(encoding="utf-8")) for job in plan.jobs}
-    members = [
-        {
-            "name": job.name,
-            "initialisation": job.source,
-            "val": runs[job.name]["val"],
-            "test": runs[job.name]["test"],
-            "checkpoint": str(output / job.name / records.CHECKPOINT),
-        }
-        for job in plan.jobs
-        if job.stage == "target"
-    ]
-    seconds: dict[str, float] = {}
-    for job in plan.jobs:
-        seconds[job.stage] = seconds.get(job.stage, 0.0) + runs[job.name]["seconds"]
-    target = context.tasks.datasets[context.recipe.data.target]
-    left_out = context.tasks.left_out
-    return {
-        "target": target.name,
-        "test_domain": target.domains[plan.test_env].name,
-        "members": members,
-        "mean_of_members": {
-            key: sum(member[key] for member in members) / len(members) for key in ("val", "test")
-        },
-        "best_single": max(members, key=lambda member: member["val"]),
-        "averages": averages,
-        "seconds": seconds | {"averages": sum(record["seconds"] for record in averages.values())},
-        **({"left_out": summary_of(output, left_out)} if left_out else {}),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from ratfast import catalogue, data, protocol
 from ratfast.config import Recipe
+from ratfast.data.checking import departures
 from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.train import left_out
-from ratfast.train.fit import ValidationSet
+from ratfast.train.augmented import AugmentedSplit
 from ratfast.train.progress import Display
+from ratfast.train.validation import AugmentedImages, Images, PlainImages, Split
 
 _GIB = 2**30
 
@@ -38,11 +41,16 @@ class Tasks:
 
     def __init__(self, recipe: Recipe, device: torch.device, display: Display):
         self._data = recipe.data
+        self._protocol = recipe.protocol.settled()
         self._device = device
+        self._trial_seeds = range(recipe.train.seed, recipe.train.seed + recipe.train.trials)
         self.datasets = {
             name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
             for name in [recipe.data.target, *recipe.data.aux]
         }
+        for name, dataset in self.datasets.items():
+            for departure in departures(dataset):
+                display.say(f"{name} is not as published: {departure}")
         self.left_out: left_out.LeftOut = {}
         if recipe.data.on_bad_image == "skip":
             self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)
@@ -75,7 +83,9 @@ class Tasks:
             InputError: one has not.
         """
         for domain in self.training_domains(dataset, test_env):
-            kept, held_out = self.split(dataset, domain, 0)  # the sizes are those of every trial
+            # Without images left out, the sizes are those of every trial.
+            splits = [self.split(dataset, domain, trial_seed) for trial_seed in self._trial_seeds]
+            kept, held_out = min(splits, key=lambda halves: min(map(len, halves)))
             if not len(kept) or not len(held_out):
                 raise InputError(
                     f"data.holdout_fraction {self._data.holdout_fraction:g} leaves {len(kept)} images of domain "
@@ -124,12 +134,68 @@ class Tasks:
             cache=self._training,
         )
 
-    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> ValidationSet:
-        """The validation splits of the training domains, decoded."""
+    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:
+        """The held-out halves of the training domains, decoded."""
         return {
-            domain: self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
+            (domain, "out"): PlainImages(
+                *self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
+            )
             for domain in self.training_domains(dataset, test_env)
         }
+
+    def evaluations(
+        self,
+        dataset: str,
+        test_env: int | None,
+        trial_seed: int,
+        model: Classifier,
+        seed: int,
+        open_files: ExitStack,
+    ) -> dict[Split, Images]:
+        """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
+
+        Args:
+            dataset: name of the data set.
+            test_env: index of the held-out domain.
+            trial_seed: the trial.
+            model: says how images are normalised.
+            seed: of augmented evaluation images.
+            open_files: closes what they are read with.
+        """
+        augmented = self._protocol.validation_images == "augmented"
+        everything = self._protocol.evaluated == "all"
+        if not augmented and not everything:
+            return self.validation(dataset, test_env, trial_seed)
+        found: dict[Split, Images] = {}
+        for domain in range(len(self.datasets[dataset].domains)):
+            if domain == test_env and not everything:
+                continue
+            halves = zip(("in", "out"), self.split(dataset, domain, trial_seed), strict=True)
+            for half, indices in halves:
+                if half == "in" and not everything:
+                    continue
+                if augmented and domain != test_env:
+                    labels = torch.as_tensor(
+                        self.datasets[dataset].domains[domain].labels[indices], device=self._device
+                    )
+                    batches = open_files.enter_context(
+                        AugmentedSplit(
+                            [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
+                            model,
+                            self._data,
+                            self._device,
+                            protocol.seed_hash(seed, "evaluation", domain, half),
+                        )
+                    )
+                    found[domain, half] = AugmentedImages(batches, labels)
+                else:
+                    found[domain, half] = PlainImages(*self.images(dataset, domain, indices))
+        return found
+
+    def steps_per_epoch(self, dataset: str, trial_seed: int, batch_size: int) -> float:
+        """Steps in which the smallest domain is seen once, the held-out one included, as DomainBed counts."""
+        domains = range(len(self.datasets[dataset].domains))
+        return min(len(self.split(dataset, domain, trial_seed)[0]) / batch_size for domain in domains)
 
     def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""

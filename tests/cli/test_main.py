@@ -248,7 +248,7 @@ def test_a_defect_shows_its_traceback_and_is_1():
     assert "a defect" in result.stderr
 
 
-MEMBER = {"name": "target/trial0/run00", "initialisation": "pre-trained", "val": 0.5, "test": 0.25}
+MEMBER = {"name": "target/trial0-run00", "initialisation": "pre-trained", "val": 0.5, "test": 0.25}
 SUMMARY = {
     "target": "PACS",
     "test_domain": "sketch",
@@ -298,6 +298,8 @@ def test_every_flag_reaches_its_key(trained):
         "--test-env": ("2", 2),
         "--aux": ("VLCS,OfficeHome", ("VLCS", "OfficeHome")),
         "--aux-weights": ("a.pt,b.pt", ("a.pt", "b.pt")),
+        "--protocol": ("official", "official"),
+        "--rows": ("erm,swad", ("erm", "swad")),
         "--backbone": ("resnet18", "resnet18"),
         "--weights": ("w.pt", "w.pt"),
         "--image-size": ("64", 64),

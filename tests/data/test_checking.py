@@ -12,7 +12,8 @@ from PIL import Image
 from ratfast import catalogue
 from ratfast.catalogue import Description, Edition
 from ratfast.cli import main as cli
-from ratfast.data.checking import inspect
+from ratfast.data import scan
+from ratfast.data.checking import departures, inspect
 from ratfast.errors import InputError
 
 TINY = Description(
@@ -214,3 +215,11 @@ def test_no_torch():
         [sys.executable, "-c", code, "/nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "False\n" and done.returncode == 2
+
+
+def test_a_data_set_of_the_paper_is_compared_where_it_is_used(tmp_path):
+    entry = catalogue.find("PACS")
+    root = write(tmp_path / "PACS", {f"{domain}/dog": 1 for domain in entry.domains})
+    assert departures(scan(root))[0] == "the domain art_painting has 1 images, 2,048 are published"
+    assert len(departures(scan(root))) == 4
+    assert departures(scan(root, "Mine")) == departures(scan(root, "RotatedMNIST")) == ()

@@ -41,6 +41,10 @@ SPELLINGS = {
         prefixed("network.0.network.", d) | {"network.1.bias": torch.ones(7)}
     ),
     "ratfast": lambda d: prefixed("featurizer.network.", d) | {"classifier.weight": torch.ones(3, 512)},
+    "a part of a larger network": lambda d: (
+        prefixed("module.encoder.backbone.", d)
+        | {"module.encoder.projector.0.weight": torch.ones(128, 512), "module.queue": torch.ones(2, 3)}
+    ),
     "compiled": lambda d: prefixed("_orig_mod.featurizer.network.", d),
     "without counters": lambda d: {k: v for k, v in d.items() if not k.endswith("num_batches_tracked")},
     "float64": lambda d: {k: v.double() if v.is_floating_point() else v for k, v in d.items()},
@@ -96,7 +100,18 @@ def test_another_architecture_is_refused_with_counts_and_an_example(tmp_path, ot
     [
         (lambda d: {"x": torch.ones(1)}, "names missing"),
         (lambda d: {k: v for k, v in d.items() if k != "bn1.bias"}, "1 names missing.*bn1.bias is missing"),
-        (lambda d: d | {"extra": torch.ones(1)}, "1 unknown.*extra is not in the network"),
+        (
+            lambda d: d | {"layer4.2.conv1.weight": torch.ones(1)},
+            "1 unknown.*layer4.2.conv1.weight is not in the network",
+        ),
+        (
+            lambda d: {k: v for k, v in d.items() if not k.startswith("layer4.1.")},
+            "10 names missing.*layer4.1.conv1.weight is missing",
+        ),
+        (
+            lambda d: {"fc.weight": torch.ones(3, 512), "fc.bias": torch.ones(3)},
+            r"holds a head alone \(fc.weight, fc.bias\)",
+        ),
         (
             lambda d: d | {"bn1.bias": torch.ones(3)},
             r"1 of another shape.*bn1.bias is \(3,\) instead of \(64,\)",
@@ -162,3 +177,35 @@ def test_numbers_out_of_range():
         models.build("resnet-18", 2)
     with pytest.raises(InputError, match="3 class names were given for 2"):
         models.build("resnet18", 2, classes=["a", "b", "c"])
+
+
+def test_what_is_left_out_is_said_and_aliases_are_not(tmp_path, donor):
+    model = models.build("resnet18", 4)
+    torch.save(donor, tmp_path / "whole.pt")
+    assert models.load_featurizer(model.featurizer, tmp_path / "whole.pt") == "left out fc.weight, fc.bias"
+    torch.save(features_only(donor), tmp_path / "features.pt")
+    assert models.load_featurizer(model.featurizer, tmp_path / "features.pt") == ""
+    twice = prefixed("featurizer.network.", donor) | prefixed("network.0.network.", donor)
+    torch.save({"model_dict": twice | {"update_count": torch.tensor([5])}}, tmp_path / "model_best.pkl")
+    assert models.load_featurizer(model.featurizer, tmp_path / "model_best.pkl") == "left out update_count"
+
+
+def test_buffers_can_be_left_as_they_are(tmp_path, donor):
+    model = models.build("resnet18", 4)
+    before = {name: buffer.clone() for name, buffer in model.featurizer.named_buffers()}
+    torch.save(donor, tmp_path / "weights.pt")
+    models.load_featurizer(model.featurizer, tmp_path / "weights.pt", buffers=False)
+    for name, buffer in model.featurizer.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert torch.equal(model.featurizer.network.conv1.weight, donor["conv1.weight"])
+
+
+def test_a_network_of_another_width_is_refused(tmp_path):
+    torch.save(torchvision.models.wide_resnet50_2().state_dict(), tmp_path / "wide.pt")
+    with pytest.raises(
+        InputError, match=r"of another shape, for example layer1.0.conv1.weight is \(128, 64, 1, 1\)"
+    ):
+        models.build("resnet50", 2, weights=tmp_path / "wide.pt")
+    torch.save(torchvision.models.resnet101().state_dict(), tmp_path / "deep.pt")
+    with pytest.raises(InputError, match=r"0 names missing, 306 unknown.*layer3.6.conv1.weight is not in"):
+        models.build("resnet50", 2, weights=tmp_path / "deep.pt")

@@ -1,10 +1,7 @@
 """The CUDA kernels and launchers, compiled for the host: indexing and arithmetic, where there is no GPU."""
 
 import ctypes
-import shutil
-import subprocess
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,22 +9,8 @@ import torch
 
 from ratfast import reference
 
-ROOT = Path(__file__).parents[2]
 CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 DTYPES = tuple(CODES)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory) -> ctypes.CDLL:
-    """The library under test."""
-    if shutil.which("g++") is None or not (ROOT / "csrc/cuda/mix.cu").is_file():
-        pytest.skip("no g++, or no sources here")
-    folder = Path(__file__).parent / "cuda_on_host"
-    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-    includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
-    subprocess.run(["g++", *flags, *includes, folder / "entry.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
 
 
 def pointers(tensors):
@@ -314,31 +297,3 @@ def test_combine_of_unaligned_memory(kernels, kind, skip):
 @pytest.mark.parametrize("kind", KINDS)
 def test_combine_of_many_tensors_without_base_or_options(kernels, kind):
     check_combine(kernels, kind, 9, [1 + i % 5 for i in range(300)], with_base=False, options=False)
-
-
-@pytest.mark.parametrize("param", DTYPES)
-@pytest.mark.parametrize("grad", DTYPES)
-@pytest.mark.parametrize("state", DTYPES)
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_adam(kernels, param, grad, state, amsgrad):
-    sizes = [1, 1000, 5000, 1024, 0, 77] + [9] * 300
-    lists = [[torch.rand(size).to(kind) for size in sizes] for kind in (param, grad, state, state, state)]
-    wanted = [[x.clone() for x in tensors] for tensors in lists]
-    steps = torch.tensor([1.0, 1, 3, 3, 3, 9] + [2.0] * 300)
-    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1, "eps": 1e-8}
-    flags = {"decoupled": False, "amsgrad": amsgrad, "maximize": True}
-    reference.adam_(*wanted[:4], wanted[4] if amsgrad else [], steps, **options, **flags)
-    status = kernels.adam(
-        len(sizes),
-        (ctypes.c_longlong * len(sizes))(*sizes),
-        pointers([tensors[t] for t in range(len(sizes)) for tensors in lists]),
-        codes([tensors[t] for t in range(len(sizes)) for tensors in lists[:3]]),
-        (ctypes.c_float * len(sizes))(*steps.tolist()),
-        *[ctypes.c_double(value) for value in options.values()],
-        *[int(value) for value in flags.values()],
-    )
-    assert status == 0
-    assert not kernels.saw_misaligned()
-    for got, want in zip(chain(*lists), chain(*wanted), strict=True):
-        unit = torch.finfo(want.dtype).eps
-        torch.testing.assert_close(got, want, rtol=2 * max(unit, 2**-22), atol=2e-6)

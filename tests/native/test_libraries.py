@@ -17,13 +17,13 @@ LIBRARIES = [path for path in (STATUS.cpu_library, STATUS.cuda_library, STATUS.c
 ROOT = Path(__file__).parents[2]
 
 # Prints digests of what the operators compute, in every element type, from fixed inputs: of sums and reductions,
-# which are the same everywhere; of inner products, which are the same in all native code; of Adam.
+# which are the same everywhere; of inner products, which are the same in all native code; of norms; of steps.
 DIGEST = """
 import hashlib, torch
 from ratfast import native, ops
 torch.manual_seed(0)
 sizes = (1, 77, 5000)
-exact, products, adam = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+exact, products, norms, adam = (hashlib.sha256() for _ in range(4))
 worst = 0.0
 def note(digest, tensors):
     for tensor in tensors:
@@ -43,12 +43,17 @@ for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             note(exact, outputs[0])
     note(exact, [ops.kth_magnitudes(sources[0], sources[1], [1, 30, 777])])
     note(products, [ops.gram(sources)])
-    lists = [[torch.rand(3001).to(dtype)] for _ in range(5)]
-    for step in range(1, 4):
-        ops.adam_(*lists, [step], lr=0.01, weight_decay=0.1, amsgrad=True)
+    lists = [[torch.rand(3001).to(dtype)] for _ in range(6)]
+    steps, number = torch.zeros(1), torch.zeros((), dtype=torch.float64)
+    for _ in range(3):
+        extras = ops.StepExtras(averages=lists[5], average_weight=0.1, multiplier=number + 0.3)
+        ops.adam_step_(*lists[:5], steps, lr=0.01, weight_decay=0.1, amsgrad=True, extras=extras)
+        ops.sgd_step_(lists[0], lists[1], lists[2], steps, lr=0.01, momentum=0.9)
     note(adam, [x[0] for x in lists])
+    ops.gradient_norm_(lists[1], number, number.clone(), torch.zeros(()))
+    note(norms, [number.reshape(1)])
     worst = max(worst, *(x[0].double().abs().sum().item() for x in lists))
-digests = [x.hexdigest() for x in (exact, products, adam)]
+digests = [x.hexdigest() for x in (exact, products, norms, adam)]
 print(*digests, native.status().cpu_capability, worst)
 """
 
@@ -73,7 +78,7 @@ absent = types.SimpleNamespace(device=torch.device("cuda", 99))
 for _ in range(2):
     ops.registration.check_cuda([absent])
 assert not native.covers("cuda") and native.covers("cpu")
-for name in ("mix_", "gram", "combine_", "adam_"):
+for name in ("mix_", "gram", "combine_", "adam_step_", "sgd_step_", "gradient_norm_"):
     lines = torch._C._dispatch_dump(f"ratfast::{name}").splitlines()
     assert any(line.startswith("CUDA: ") and "ops/registration.py" in line for line in lines), lines
 print(native.status().reason)
@@ -184,9 +189,9 @@ def test_instruction_sets_agree(native_cpu):
         results[capability] = (digests, float(total))
     first = results["default"]
     for digests, total in results.values():
-        assert digests[:2] == first[0][:2]
+        assert digests[:3] == first[0][:3]
         assert total == pytest.approx(first[1], rel=1e-5)
-    # Adam's fused operations round alike at any width; the default may have none.
+    # The fused operations of steps round alike at any width; the default may have none.
     if {"avx512", "avx2"} <= set(results):
         assert results["avx512"][0] == results["avx2"][0]
 

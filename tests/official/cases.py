@@ -88,8 +88,8 @@ def resnet18(seed: int) -> Any:
     """A ResNet-18 from a seed that behaves like a trained one.
 
     Its batch-norm statistics are those of noise, the same for every seed, as in fine-tunings that leave them alone;
-    its residual branches are small. (In a random network as torch makes it, Adam's first steps carry a difference of
-    one rounding to the third digit of the loss within twenty steps, in torch itself from one memory format to another.)
+    its residual branches are small. (In a random network as torch makes it, Adam's first steps carry one rounding to
+    the third digit of the loss within twenty steps, in torch itself from one memory format to another.)
     """
     import torch
     from torchvision.models.resnet import (  # not `torchvision.models.resnet18`, which is replaced

@@ -85,6 +85,7 @@ def test_the_first_losses(name) -> None:
     from ratfast.arena import Arena
     from ratfast.data import Batch
     from ratfast.train.fit import Schedule, fit
+    from ratfast.train.validation import PlainImages, Validator
 
     case = cases.TRAININGS[name]
     model = models.build("resnet18", cases.CLASSES, image_size=32)
@@ -109,7 +110,8 @@ def test_the_first_losses(name) -> None:
         weight_decay=case["weight_decay"],
         precision="float32",
     )
-    validation = {0: (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))}
-    fitted = fit(model, Arena(model), batches, validation, schedule, lambda n: None, lambda v: None)
+    nothing = PlainImages(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    validator = Validator(model, {(0, "out"): nothing}, "float32")
+    fitted = fit(model, Arena(model), batches, validator, schedule, lambda n: None, lambda v: None)
     found = [row["loss"] for row in fitted.rows]
     assert found == pytest.approx(recorded("losses")[name], abs=1e-4)

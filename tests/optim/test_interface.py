@@ -1,7 +1,9 @@
 """What torch.optim.Optimizer promises: groups, closures, schedulers, hooks, scaling, copies, refusals."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -182,6 +184,24 @@ def test_autograd_sees_the_step():
     FusedAdam([weight]).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("extras", [{}, {"max_grad_norm": 1.0, "ema_decay": 0.9}], ids=str)
+def test_gradients_are_not_kept_alive(extras):
+    params = [
+        torch.ones(3, requires_grad=True),
+        torch.ones(3, 4).t().requires_grad_(),
+        torch.ones(8)[::2].detach(),
+    ]
+    optimizer = FusedAdam([param.requires_grad_() for param in params], **extras)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones(param.shape)
+        alive = [weakref.ref(param.grad) for param in params]
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert [ref() for ref in alive] == [None] * 3
 
 
 def test_data_replaced_between_steps_is_stepped():

@@ -4,7 +4,7 @@ from torchvision.transforms import v2
 
 from ratfast import models
 from ratfast.train import evaluation
-from ratfast.train.fit import Validator
+from ratfast.train.validation import AugmentedImages, PlainImages, Validator
 
 
 def small_model(num_classes: int = 4) -> models.Classifier:
@@ -45,20 +45,54 @@ def test_accuracy_counts_what_a_plain_loop_counts_and_keeps_the_mode() -> None:
 
 def test_validator_weighs_domains_alike_and_reuses_frozen_features() -> None:
     model = small_model()
-    sets = {0: images_and_labels(8), 2: images_and_labels(24)}
+    sets = {(domain, "out"): PlainImages(*images_and_labels(count)) for domain, count in ((0, 8), (2, 24))}
     validator = Validator(model, sets, "float32")
     frozen = validator(frozen=True)
     assert frozen["val"] == (frozen["env0_out_acc"] + frozen["env2_out_acc"]) / 2
     assert frozen == validator(frozen=False)
-    correct = validator.correct(frozen=False)
-    assert {domain: count / len(sets[domain][1]) for domain, count in correct.items()} == {
-        domain: frozen[f"env{domain}_out_acc"] for domain in sets
+    scores = validator.scores()
+    assert {domain: score.correct / score.images for (domain, _), score in scores.items()} == {
+        domain: frozen[f"env{domain}_out_acc"] for domain in (0, 2)
     }
+    model.eval()
+    for (domain, _), images in sets.items():
+        with torch.no_grad():
+            loss = nn.functional.cross_entropy(
+                model(evaluation.normalised(images.images, model)), images.labels
+            )
+        torch.testing.assert_close(scores[domain, "out"].loss, float(loss), rtol=1e-5, atol=0)
     with torch.no_grad():
         nn.init.zeros_(model.featurizer.network.conv1.weight)
     assert validator(frozen=True) == frozen  # still the features of before
     with torch.no_grad():
         model.classifier.weight.zero_()
         model.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
-    labels = sets[0][1]
+    labels = sets[0, "out"].labels
     assert validator(frozen=True)["env0_out_acc"] == float((labels == 2).float().mean())
+
+
+def test_what_selects_is_the_held_out_half_of_training_domains() -> None:
+    model = small_model()
+    splits = {
+        (domain, half): PlainImages(*images_and_labels(4)) for domain in range(3) for half in ("in", "out")
+    }
+    validator = Validator(model, splits, "float32", test_env=1)
+    row = validator()
+    assert validator.selecting == [(0, "out"), (2, "out")]
+    assert row["val"] == (row["env0_out_acc"] + row["env2_out_acc"]) / 2
+    assert {f"env{domain}_{half}_acc" for domain, half in splits} == set(row) - {"val", "val_loss"}
+
+
+def test_augmented_images_are_asked_for_at_every_evaluation() -> None:
+    model = small_model()
+    asked = []
+
+    def batches(step: int):
+        asked.append(step)
+        yield torch.zeros(3, 3, 32, 32)
+        yield torch.zeros(1, 3, 32, 32)
+
+    labels = torch.tensor([0, 1, 2, 3])
+    validator = Validator(model, {(0, "out"): AugmentedImages(batches, labels)}, "float32")
+    assert validator(frozen=True, step=0)["val"] == validator(frozen=True, step=50)["val"] == 0.25
+    assert asked == [0, 50]

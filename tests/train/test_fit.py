@@ -6,6 +6,7 @@ from ratfast import InputError, models
 from ratfast.arena import Arena
 from ratfast.data import Batch
 from ratfast.train.fit import Schedule, fit
+from ratfast.train.validation import PlainImages, Validator
 
 
 class FixedLoader:
@@ -29,7 +30,7 @@ class FixedLoader:
 def validation() -> dict:
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8))
-    return {0: (images, torch.tensor([0, 1, 2, 0, 1, 2]))}
+    return {(0, "out"): PlainImages(images, torch.tensor([0, 1, 2, 0, 1, 2]))}
 
 
 def build(dropout: float = 0.0) -> tuple[models.Classifier, Arena]:
@@ -47,7 +48,7 @@ def train(model, arena, loader=None, **changes):
         model,
         arena,
         loader or FixedLoader(),
-        validation(),
+        Validator(model, validation(), "float32"),
         Schedule(**values | changes),
         lambda n: None,
         lambda v: None,

@@ -83,11 +83,15 @@ def test_evaluating_the_file_gives_the_accuracy_of_the_summary(finished, data_di
 def test_rows_are_domainbeds(finished) -> None:
     output, _ = finished
     rows = [
-        json.loads(line) for line in (output / "target/trial0/run01/results.jsonl").read_text().splitlines()
+        json.loads(line) for line in (output / "target/trial0-run01/results.jsonl").read_text().splitlines()
     ]
     assert [row["step"] for row in rows] == [0, 2]
     assert {"loss", "env0_out_acc", "env2_out_acc"} <= set(rows[0])
-    assert "env1_out_acc" not in rows[0]  # the held-out domain is not looked at during training
+    # The held-out domain is looked at where a selection may choose the step, and nowhere else.
+    assert {row["step"]: row["env1_in_acc"] is None for row in rows} == {
+        0: rows[0]["val"] < rows[1]["val"],
+        2: False,
+    }
 
 
 def test_the_same_command_again_does_nothing_again(finished, data_dir, backbone_file) -> None:
@@ -104,7 +108,7 @@ def test_a_missing_run_is_made_again_and_so_are_the_averages(
     output, summary = finished
     copy = tmp_path / "output"
     shutil.copytree(output, copy)
-    shutil.rmtree(copy / "target/trial0/run01")
+    shutil.rmtree(copy / "target/trial0-run01")
     for path in (copy / "averages").iterdir():
         path.write_text("{}")  # what is not made again would be seen
     console = Console(file=io.StringIO())
@@ -143,12 +147,12 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     values = tiny_values(data_dir, backbone_file, tmp_path / "again")
     again = train.run(config.from_dict(values))
     assert [member["val"] for member in again["members"]] == [member["val"] for member in summary["members"]]
-    name = "target/trial0/run01/model.safetensors"
+    name = "target/trial0-run01/model.safetensors"
     assert checkpoints.sha256(tmp_path / "again" / name) == checkpoints.sha256(output / name)
     values = tiny_values(data_dir, backbone_file, tmp_path / "other")
     values["train"]["seed"] = 1
     train.run(config.from_dict(values))
-    other = tmp_path / "other" / "target/trial1/run01/model.safetensors"
+    other = tmp_path / "other" / "target/trial1-run01/model.safetensors"
     assert checkpoints.sha256(other) != checkpoints.sha256(output / name)
 
 
@@ -368,3 +372,33 @@ def test_split_without_some_images_is_the_split_without_them(data_dir, backbone_
     everything, all_labels = whole.images("Shapes", 0)
     kept = partial.datasets["Shapes"].domains[0].usable()
     assert torch.equal(images, everything[kept]) and torch.equal(labels, all_labels[kept])
+
+
+def test_a_split_that_images_left_out_empty_in_a_later_trial(data_dir, backbone_file, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    values = tiny_values(data, backbone_file, tmp_path / "output")
+    values["data"] |= {"on_bad_image": "skip", "aux": []}
+    values["train"]["trials"] = 2
+    whole = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    for index in whole.split("Shapes", 0, 1)[1]:
+        Path(whole.datasets["Shapes"].domains[0].paths[index]).write_bytes(b"")
+    with pytest.raises(
+        InputError, match="of domain 'dark' of dataset Shapes for training and 0 for validation"
+    ):
+        train.run(config.from_dict(values))
+    values["train"]["trials"] = 1
+    partial = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    partial.check_split("Shapes", 1)
+
+
+def test_a_data_set_of_the_paper_that_is_not_as_published_is_said(data_dir, backbone_file, tmp_path) -> None:
+    shutil.copytree(data_dir / "Shapes", tmp_path / "data" / "PACS")
+    values = tiny_values(tmp_path / "data", backbone_file, tmp_path / "output")
+    values["data"] |= {"target": "pacs", "aux": []}
+    console = Console(file=io.StringIO())
+    Tasks(config.from_dict(values), torch.device("cpu"), Display(console))
+    assert console.file.getvalue() == (
+        "PACS is not as published: its domains are dark, grey, light, art_painting, cartoon, photo, sketch "
+        "are published\n"
+    )

@@ -146,6 +146,6 @@ def _mnist(entry: Description, files: Sequence[Path], folder: Path, watcher: Wat
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
         if number % 500 == 0:
-            watcher.progress(f"writing the images of {entry.name}", number, len(images))
-    watcher.progress(f"writing the images of {entry.name}", len(images), len(images))
+            watcher.progress(f"writing the images of {entry.name}", number * images[0].nbytes, images.nbytes)
+    watcher.progress(f"writing the images of {entry.name}", images.nbytes, images.nbytes)
     return Unpacked(len(images), 0)

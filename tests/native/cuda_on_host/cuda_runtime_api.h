@@ -52,6 +52,13 @@ T __ldcs(const T* p) {
   return value;
 }
 
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* p, unsigned n) { return (*p += n) - n; }
+
 inline double __dmul_rn(double a, double b) { return a * b; }  // compiled without contraction
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }

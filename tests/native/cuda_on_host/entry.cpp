@@ -5,6 +5,8 @@
 #include "combine.cu"
 #include "gram.cu"
 #include "mix.cu"
+#include "norm.cu"
+#include "sgd.cu"
 
 using namespace ratfast;
 
@@ -68,20 +70,63 @@ int combine(int tensors, const long long* numels, void** outputs, const unsigned
       {static_cast<CombineKind>(kind), models, weights, densities, streams, seed, scale, normalize != 0},
       nullptr);
 }
+}
 
-// Five pointers and three types (parameter, gradient, state) per tensor.
-int adam(int tensors, const long long* numels, void** pointers, const unsigned char* codes,
-         const float* steps, double lr, double beta1, double beta2, double weight_decay, double eps,
-         int decoupled, int amsgrad, int maximize) {
-  const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * 3);
-  std::vector<AdamSegment> segments;
+namespace {
+
+cuda::DeviceNumber number(const double* value) { return {value, DType::f64}; }
+
+// Per tensor seven pointers (parameter, gradient, three states, average, copy) and five types (state once).
+std::vector<StepSegment> step_segments_of(int tensors, const long long* numels, void** pointers,
+                                          const unsigned char* codes) {
+  const auto types = dtypes(codes, static_cast<std::size_t>(tensors) * 5);
+  std::vector<StepSegment> segments;
   for (int t = 0; t < tensors; ++t) {
-    void** p = pointers + t * 5;
-    segments.push_back({numels[t], p[0], p[1], p[2], p[3], amsgrad ? p[4] : nullptr, types[t * 3],
-                        types[t * 3 + 1], types[t * 3 + 2]});
+    void** p = pointers + t * 7;
+    const DType* type = types.data() + t * 5;
+    segments.push_back(
+        {numels[t], p[0], p[1], {p[2], p[3], p[4]}, p[5], p[6], type[0], type[1], type[2], type[3], type[4]});
   }
-  return cuda::adam(segments, steps,
-                    {lr, beta1, beta2, weight_decay, eps, decoupled != 0, amsgrad != 0, maximize != 0},
+  return segments;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Numbers may be null; those at hand are "in device memory". `steps` are there too if `there`.
+int adam(int tensors, const long long* numels, void** pointers, const unsigned char* codes, float* steps,
+         int there, double* workspace, const double* lr, const double* multiplier, const double* found_inf,
+         const double* average_weight, int zero_grads, double beta1, double beta2, double weight_decay,
+         double eps, int decoupled, int amsgrad, int maximize) {
+  return cuda::adam(step_segments_of(tensors, numels, pointers, codes),
+                    {0.0, 1.0, beta1, beta2, weight_decay, eps, decoupled != 0, amsgrad != 0, maximize != 0},
+                    {0.0, zero_grads != 0},
+                    {number(lr), number(multiplier), number(found_inf), number(average_weight),
+                     there ? steps : nullptr, workspace},
+                    steps, nullptr);
+}
+
+int sgd(int tensors, const long long* numels, void** pointers, const unsigned char* codes, float* steps,
+        int there, double* workspace, double lr, const double* multiplier, const double* found_inf,
+        double average_weight, int zero_grads, double momentum, double dampening, double weight_decay,
+        int nesterov, int maximize) {
+  return cuda::sgd(step_segments_of(tensors, numels, pointers, codes),
+                   {lr, 1.0, momentum, dampening, weight_decay, nesterov != 0, maximize != 0},
+                   {average_weight, zero_grads != 0},
+                   {number(nullptr), number(multiplier), number(found_inf), number(nullptr),
+                    there ? steps : nullptr, workspace},
+                   steps, nullptr);
+}
+
+int norm(int tensors, const long long* numels, void** pointers, const unsigned char* codes, double* workspace,
+         const double* grad_scale, double max_norm, double* norm, double* multiplier, float* found_inf) {
+  const auto types = dtypes(codes, static_cast<std::size_t>(tensors));
+  std::vector<NormSegment> segments;
+  for (int t = 0; t < tensors; ++t) segments.push_back({numels[t], pointers[t], types[t]});
+  return cuda::norm(segments, {number(grad_scale), norm, multiplier, found_inf, workspace}, max_norm,
                     nullptr);
 }
+
+int workspace_size() { return cuda::kWorkspace; }
 }

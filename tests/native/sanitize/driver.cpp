@@ -9,13 +9,14 @@
 #include <random>
 #include <vector>
 
-#include "adam.h"
 #include "capability.h"
 #include "combine.h"
 #include "gram.h"
 #include "image.h"
 #include "kth.h"
 #include "mix.h"
+#include "norm.h"
+#include "step.h"
 
 namespace {
 
@@ -215,10 +216,64 @@ void check_kth(const ParallelFor& parallel_for) {
   expect(got == want, "kth_magnitude", got, want);
 }
 
+void check_square_sum(const ParallelFor& parallel_for) {
+  const auto sizes = below(4) == 0 ? std::vector<std::int64_t>{40'001, 5, 70'000} : any_sizes();
+  const Pool pool(sizes, 1);
+  std::vector<NormSegment> segments;
+  double want = 0;
+  for (std::size_t t = 0; t < sizes.size(); ++t) {
+    segments.push_back({sizes[t], pool.pointers[t], pool.types[t]});
+    for (std::int64_t i = 0; i < sizes[t]; ++i) want += pool.tensors[t].get(i) * pool.tensors[t].get(i);
+  }
+  const double got = square_sum(segments, parallel_for);
+  expect(std::fabs(got - want) <= 1e-12 * want, "square_sum", got, want);
+}
+
+void check_sgd(const ParallelFor& parallel_for) {
+  const auto sizes = any_sizes();
+  const SgdOptions o{0.01, 0.5, below(2) == 0 ? 0.9 : 0.0, 0.1, 0.2, below(2) == 0, below(2) == 0};
+  const Pool pool(sizes, 3);
+  std::vector<StepSegment> segments;
+  std::vector<std::vector<double>> before;
+  std::vector<float> steps;
+  for (std::size_t t = 0; t < sizes.size(); ++t) {
+    const Numbers* of = pool.tensors.data() + t * 3;
+    for (int n = 0; n < 3; ++n) {
+      auto& copy = before.emplace_back();
+      for (std::int64_t i = 0; i < sizes[t]; ++i) copy.push_back(of[n].get(i));
+    }
+    segments.push_back({sizes[t],
+                        of[0].data(),
+                        of[1].data(),
+                        {o.momentum != 0 ? of[2].data() : nullptr, nullptr, nullptr},
+                        nullptr,
+                        nullptr,
+                        of[0].type(),
+                        of[1].type(),
+                        of[2].type(),
+                        DType::f32,
+                        DType::f32});
+    steps.push_back(static_cast<float>(below(2)));
+  }
+  sgd(segments, steps.data(), o, {0.0, false}, parallel_for);
+  for (std::size_t t = 0; t < sizes.size(); ++t) {
+    for (std::int64_t i = 0; i < sizes[t]; ++i) {
+      const double p = before[t * 3][i];
+      const double g = (o.maximize ? -0.5 : 0.5) * before[t * 3 + 1][i] + o.weight_decay * p;
+      const double decayed = o.momentum * before[t * 3 + 2][i] + (1 - o.dampening) * g;
+      const double buffer = o.momentum == 0 || steps[t] == 1 ? g : decayed;
+      const double direction = o.momentum != 0 && o.nesterov ? g + o.momentum * buffer : buffer;
+      const double want = p - o.lr * direction, got = pool.tensors[t * 3].get(i);
+      const double unit = pool.types[t * 3] == DType::bf16 ? 0x1p-7 : 0x1p-9;
+      expect(std::fabs(got - want) <= unit * (std::fabs(p) + std::fabs(direction)) + 1e-5, "sgd", got, want);
+    }
+  }
+}
+
 void check_adam(const ParallelFor& parallel_for) {
   const auto sizes = any_sizes();
-  const AdamOptions o{0.01, 0.9, 0.99, 0.1, 1e-8, below(2) == 0, below(2) == 0, below(2) == 0};
-  std::vector<AdamSegment> segments;
+  const AdamOptions o{0.01, 1.0, 0.9, 0.99, 0.1, 1e-8, below(2) == 0, below(2) == 0, below(2) == 0};
+  std::vector<StepSegment> segments;
   std::vector<std::vector<Numbers>> tensors;
   std::vector<std::vector<std::vector<double>>> before;
   std::vector<float> steps;
@@ -228,16 +283,27 @@ void check_adam(const ParallelFor& parallel_for) {
     of.emplace_back(size, any_type(), any_offset());
     of.emplace_back(size, any_type(), any_offset());
     for (int i = 0; i < 3; ++i) of.emplace_back(size, state, any_offset(), true);
+    of.emplace_back(size, any_type(), any_offset());  // the average
+    of.emplace_back(size, any_type(), any_offset());  // the copy
     auto& values = before.emplace_back();
     for (const auto& numbers : of) {
       auto& copy = values.emplace_back();
       for (std::int64_t i = 0; i < size; ++i) copy.push_back(numbers.get(i));
     }
-    segments.push_back({size, of[0].data(), of[1].data(), of[2].data(), of[3].data(),
-                        o.amsgrad ? of[4].data() : nullptr, of[0].type(), of[1].type(), state});
-    steps.push_back(static_cast<float>(1 + below(9)));
+    segments.push_back({size,
+                        of[0].data(),
+                        of[1].data(),
+                        {of[2].data(), of[3].data(), o.amsgrad ? of[4].data() : nullptr},
+                        below(2) == 0 ? of[5].data() : nullptr,
+                        below(2) == 0 ? of[6].data() : nullptr,
+                        of[0].type(),
+                        of[1].type(),
+                        state,
+                        of[5].type(),
+                        of[6].type()});
+    steps.push_back(static_cast<float>(below(9)));
   }
-  adam(segments, steps.data(), o, parallel_for);
+  adam(segments, steps.data(), o, {0.5, below(2) == 0}, parallel_for);
   for (std::size_t t = 0; t < sizes.size(); ++t) {
     for (std::int64_t i = 0; i < sizes[t]; ++i) {
       double p = before[t][0][i], g = o.maximize ? -before[t][1][i] : before[t][1][i];
@@ -328,6 +394,8 @@ int main(int, char** arguments) {
     check_gram(parallel_for);
     check_combine(parallel_for);
     check_kth(parallel_for);
+    check_square_sum(parallel_for);
+    check_sgd(parallel_for);
     check_adam(parallel_for);
     check_images(parallel_for);
   }

@@ -1,0 +1,143 @@
+"""Evaluations during training: which splits, on which images, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ratfast.models import Classifier
+from ratfast.train.evaluation import autocast, extract_features, logits
+
+Split = tuple[int, str]
+"""A domain's index, and which half of its images: "in" (trained on) or "out" (held out)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlainImages:
+    """Decoded images as they are; a frozen backbone's features of them need to be computed only once.
+
+    Attributes:
+        images: `(N, 3, S, S)` uint8.
+        labels: `(N,)` int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AugmentedImages:
+    """Images that are augmented anew at every evaluation.
+
+    Attributes:
+        batches: given the step, yields float `(B, 3, S, S)`, normalised.
+        labels: `(N,)` int64.
+    """
+
+    batches: Callable[[int], Iterator[Tensor]]
+    labels: Tensor
+
+
+Images = PlainImages | AugmentedImages
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation of a split says.
+
+    Attributes:
+        correct: how many images are classified right.
+        images: how many there are.
+        loss: mean cross-entropy.
+    """
+
+    correct: int
+    images: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction classified right."""
+        return self.correct / max(self.images, 1)
+
+
+class Validator:
+    """Evaluates a model on splits.
+
+    Args:
+        model: what is evaluated.
+        splits: the images of each.
+        precision: `"float32"` or `"bfloat16"`.
+        test_env: a domain that selects nothing, whose splits may be among `splits`.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Mapping[Split, Images],
+        precision: str,
+        test_env: int | None = None,
+    ):
+        self._model = model
+        self._splits = splits
+        self._precision = precision
+        self._test_env = test_env
+        self._frozen: dict[Split, Tensor] = {}
+
+    def __call__(self, *, frozen: bool = False, step: int = 0) -> dict[str, float]:
+        """Accuracy per split (`env{i}_out_acc`), their mean over what selects (`val`), and the mean loss there.
+
+        Args:
+            frozen: the backbone is as it was at the last call with `frozen=True`.
+            step: seeds the augmentation, where there is one.
+        """
+        scores = self.scores(frozen=frozen, step=step)
+        row = {f"env{domain}_{half}_acc": score.accuracy for (domain, half), score in scores.items()}
+        selecting = [scores[split] for split in self.selecting]
+        count = max(len(selecting), 1)
+        row["val"] = sum(score.accuracy for score in selecting) / count
+        row["val_loss"] = sum(score.loss for score in selecting) / count
+        return row
+
+    @property
+    def selecting(self) -> list[Split]:
+        """The held-out halves of the training domains."""
+        return [split for split in self._splits if split[1] == "out" and split[0] != self._test_env]
+
+    def scores(
+        self, *, frozen: bool = False, step: int = 0, only: Collection[Split] | None = None
+    ) -> dict[Split, Score]:
+        """What each split says; the model is left in training mode.
+
+        Args:
+            frozen: as in `__call__`.
+            step: as in `__call__`.
+            only: these splits; all by default.
+        """
+        self._model.eval()
+        scores = {}
+        for split, images in self._splits.items():
+            if only is not None and split not in only:
+                continue
+            found = logits(self._model, self._features(split, images, frozen, step), self._precision).float()
+            labels = images.labels
+            loss = float(F.cross_entropy(found, labels)) if len(labels) else 0.0
+            scores[split] = Score(int((found.argmax(1) == labels).sum()), len(labels), loss)
+        self._model.train()
+        return scores
+
+    @torch.no_grad()
+    def _features(self, split: Split, images: Images, frozen: bool, step: int) -> Tensor:
+        if isinstance(images, AugmentedImages):
+            with autocast(images.labels.device, self._precision):
+                return torch.cat([self._model.features(batch) for batch in images.batches(step)])
+        features = self._frozen.get(split) if frozen else None
+        if features is None:
+            features = extract_features(self._model, images.images, self._precision)
+        if frozen:
+            self._frozen[split] = features
+        return features
