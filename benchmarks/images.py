@@ -250,7 +250,11 @@ def main() -> None:
                     with closing:
                         seconds = measured(make, images, BATCHES if group == "training" else 1)
                     rate = round(1000 / float(np.median(seconds)), 1)
-                    extra = {"images_per_second": rate, "device": str(DEVICE), "seconds_are": "per 1,000 images"}
+                    extra = {
+                        "images_per_second": rate,
+                        "device": str(DEVICE),
+                        "seconds_are": "per 1,000 images",
+                    }
                     found.append(
                         {"group": f"{group}, {size}", "contestant": name, "seconds": seconds, "extra": extra}
                     )

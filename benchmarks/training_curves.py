@@ -66,7 +66,7 @@ def demonstration(steps: int, image_size: int) -> tuple[nn.Module, list[tuple[Te
     model = model.to(memory_format=torch.channels_last)
     dataset = scan(demo.prepare() / demo.TARGET.name)
     chosen = {index: np.arange(len(dataset.domains[index])) for index in range(3)}
-    mean, std = model.normalisation
+    mean, std = model.normalisation.mean, model.normalisation.std
     with build_loader(
         dataset, chosen, batch_size=12, image_size=image_size, mean=mean, std=std, seed=0
     ) as loader:

@@ -59,9 +59,14 @@ class Entry:
         return math.prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return BY_NAME[self.dtype].itemsize
+
+    @functools.cached_property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.numel * BY_NAME[self.dtype].itemsize
+        return self.numel * self.itemsize
 
 
 @functools.lru_cache(maxsize=4096)  # the models of a pool have the same few shapes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
-from ratfast.layout import Entry, TensorSpec, contiguous_strides, is_dense
+from ratfast.layout import Entry, Layout, TensorSpec, contiguous_strides, is_dense
 
 
 def row_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -102,6 +102,15 @@ def entry_view(section: Tensor, entry: Entry, start: int) -> Tensor:
     """The entry's tensor in a section of the row that begins `start` bytes from the row's start."""
     offset = (entry.offset - start) // section.element_size()
     return section.as_strided(entry.shape, entry.strides, section.storage_offset() + offset)
+
+
+def row_views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""
+    found = {}
+    for entry in layout:
+        piece = row[entry.offset : entry.offset + entry.nbytes].view(getattr(torch, entry.dtype))
+        found[entry.name] = piece.as_strided(entry.shape, entry.strides)
+    return found
 
 
 def own_storage(section: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ LAYERS = [
     {"ratfast.optim", "ratfast.analysis.distances"},  # the geometry of weights is of no training
     {"ratfast.train"},
     {"ratfast.analysis"},
+    {"ratfast.report"},
     {"ratfast.cli"},
 ]
 ENGINES = (

@@ -33,8 +33,18 @@ def test_the_engines_alone() -> None:
     assert (names["soup"]["conv1.weight"] - expected).abs().max() < 1e-6
 
 
-def test_averaging() -> None:
+def test_what_goes_along_with_a_step() -> None:
     names = run(1)
+    model, averaged = names["model"], names["averaged"]
+    state = names["optimizer"].state[model.weight]
+    assert torch.equal(model.weight, state["master_param"].bfloat16())
+    assert not model.weight.grad.any()
+    assert averaged["weight"].dtype == torch.bfloat16
+    assert names["optimizer"].grad_norm > 1.0
+
+
+def test_averaging() -> None:
+    names = run(2)
     one, two, three = (model.weight.detach().double() for model in names["models"])
     torch.testing.assert_close(names["mean"]["weight"].double(), (one + two + three) / 3)
     torch.testing.assert_close(names["task"]["weight"].double(), two + three - one)
@@ -44,10 +54,10 @@ def test_averaging() -> None:
 
 
 def test_averaging_along_a_run() -> None:
-    names = run(2)
+    names = run(3)
     for averaged in (names["swa"].module, names["ema"].module):
         torch.testing.assert_close(averaged.weight, names["model"].weight)
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
 
 
 def commands() -> list[list[str]]:

@@ -119,3 +119,47 @@ def test_views_are_written_through():
 def test_wrong_decay(decay):
     with pytest.raises(ValueError, match="expected a number from 0 to 1"):
         swa.get_ema_multi_avg_fn(decay)
+
+
+def test_in_lightning(tmp_path):
+    """Lightning's callback for averages takes the functions as they are, and gives what torch's own give there."""
+    lightning = pytest.importorskip("lightning")
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    if not hasattr(callbacks, "WeightAveraging"):
+        pytest.skip("this Lightning has no WeightAveraging")
+
+    class Line(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(4, 1)
+
+        def training_step(self, batch, index):
+            return self.layer(batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(1)
+    data = torch.utils.data.DataLoader(torch.randn(40, 4), batch_size=4)
+
+    def trained(function):
+        model = Line()
+        trainer = lightning.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=[callbacks.WeightAveraging(multi_avg_fn=function)],
+        )
+        trainer.fit(model, data)
+        return model.layer.weight.detach().clone()
+
+    for ours, theirs in (
+        (swa.get_swa_multi_avg_fn(), swa_utils.get_swa_multi_avg_fn()),
+        (swa.get_ema_multi_avg_fn(0.9), swa_utils.get_ema_multi_avg_fn(0.9)),
+    ):
+        torch.testing.assert_close(trained(ours), trained(theirs))

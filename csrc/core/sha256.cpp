@@ -25,19 +25,29 @@ constexpr std::int64_t kGrain = std::int64_t{1} << 12;
 constexpr std::array<std::uint32_t, 8> kInitialState = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
 
-Sha256Blocks find_blocks() {
+struct Ways {
+  Sha256Blocks narrow = nullptr;
+  Sha256Blocks wide = nullptr;
+};
+
+Ways find_ways() {
+  Ways found;
 #if defined(__x86_64__)
   const char* wish = std::getenv("RATFAST_CPU_CAPABILITY");
+  const auto wished = [wish](const char* name) { return wish != nullptr && std::strcmp(wish, name) == 0; };
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   const bool sha = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ebx >> 29 & 1) != 0;
-  const bool allowed = wish == nullptr || std::strcmp(wish, "default") != 0;
-  if (sha && allowed && __builtin_cpu_supports("avx")) return &sha256_blocks_x86;  // avx has ssse3 and sse4.1
+  if (sha && !wished("default") && __builtin_cpu_supports("avx")) {  // avx has ssse3 and sse4.1
+    found.narrow = &sha256_blocks_x86;
+    if (!wished("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
+      found.wide = &sha256_blocks_avx512;
+  }
 #endif
-  return nullptr;
+  return found;
 }
 
-Sha256Blocks blocks_function() {
-  static const Sha256Blocks found = find_blocks();
+const Ways& ways() {
+  static const Ways found = find_ways();
   return found;
 }
 
@@ -55,22 +65,23 @@ bool shorter(const Work& a, const Work& b) { return a.blocks < b.blocks; }
 class Turns {
  public:
   Turns(std::vector<Work> works, std::int64_t threads)
-      : waiting_(std::move(works)), unfinished_(std::ssize(waiting_)), threads_(threads) {
+      : waiting_(std::move(works)), unfinished_(std::ssize(waiting_)), idle_(threads), threads_(threads) {
     std::make_heap(waiting_.begin(), waiting_.end(), shorter);
   }
 
   // Runs until all messages are done.
-  void run(Sha256Blocks advance) {
-    std::array<Work, kSha256Lanes> held;
+  void run() {
+    std::array<Work, kSha256Wide> held;
     while (const int lanes = take(held)) {
-      std::array<std::uint32_t*, kSha256Lanes> states;
-      std::array<const std::uint8_t*, kSha256Lanes> data;
+      std::array<std::uint32_t*, kSha256Wide> states;
+      std::array<const std::uint8_t*, kSha256Wide> data;
       std::int64_t blocks = kTurn;
       for (int lane = 0; lane < lanes; ++lane) {
         states[lane] = held[lane].state;
         data[lane] = held[lane].data;
         blocks = std::min(blocks, held[lane].blocks);
       }
+      const Sha256Blocks advance = lanes > kSha256Narrow ? ways().wide : ways().narrow;
       advance(lanes, states.data(), data.data(), blocks);
       give_back(held, lanes, blocks);
     }
@@ -78,22 +89,31 @@ class Turns {
 
  private:
   // How many messages there were to take; 0 once all are done.
-  int take(std::array<Work, kSha256Lanes>& held) {
+  int take(std::array<Work, kSha256Wide>& held) {
     std::unique_lock lock(mutex_);
     returned_.wait(lock, [this] { return !waiting_.empty() || unfinished_ == 0; });
-    const std::int64_t share = (unfinished_ + threads_ - 1) / threads_;
-    int lanes = 0;
-    while (lanes < std::min<std::int64_t>(share, kSha256Lanes) && !waiting_.empty()) {
+    const std::int64_t number = std::min(wanted(), std::ssize(waiting_));
+    for (std::int64_t lane = 0; lane < number; ++lane) {
       std::pop_heap(waiting_.begin(), waiting_.end(), shorter);
-      held[lanes++] = waiting_.back();
+      held[lane] = waiting_.back();
       waiting_.pop_back();
     }
-    return lanes;
+    if (number > 0) --idle_;
+    return static_cast<int>(number);
   }
 
-  void give_back(const std::array<Work, kSha256Lanes>& held, int lanes, std::int64_t blocks) {
+  // As many as the wide way is worth, if the other threads without messages still find some; else a share.
+  std::int64_t wanted() const {
+    const std::int64_t many =
+        std::min<std::int64_t>(std::ssize(waiting_) - (idle_ - 1) * kSha256Narrow, kSha256Wide);
+    if (ways().wide != nullptr && many >= kSha256WideFrom) return many;
+    return std::min<std::int64_t>((unfinished_ + threads_ - 1) / threads_, kSha256Narrow);
+  }
+
+  void give_back(const std::array<Work, kSha256Wide>& held, int lanes, std::int64_t blocks) {
     {
       const std::lock_guard lock(mutex_);
+      ++idle_;
       for (int lane = 0; lane < lanes; ++lane) {
         const Work& work = held[lane];
         if (work.blocks == blocks) {
@@ -111,17 +131,17 @@ class Turns {
   std::condition_variable returned_;
   std::vector<Work> waiting_;  // a heap, the longest first; never grows beyond its first size
   std::int64_t unfinished_;    // waiting or held by a thread
+  std::int64_t idle_;          // threads that hold none
   const std::int64_t threads_;
 };
 
 }  // namespace
 
-bool has_sha256() { return blocks_function() != nullptr; }
+bool has_sha256() { return ways().narrow != nullptr; }
 
 Sha256Streams::Sha256Streams(std::size_t count) : streams_(count, Stream{kInitialState, {}, 0}) {}
 
 void Sha256Streams::update(const std::vector<Bytes>& pieces, int threads) {
-  const Sha256Blocks advance = blocks_function();
   std::vector<Work> works;
   std::int64_t total = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -136,7 +156,7 @@ void Sha256Streams::update(const std::vector<Bytes>& pieces, int threads) {
       if (kept + first.size() < kBlock) continue;
       std::uint32_t* state = stream.state.data();
       const std::uint8_t* rest = stream.rest.data();
-      advance(1, &state, &rest, 1);
+      ways().narrow(1, &state, &rest, 1);
     }
     const auto blocks = static_cast<std::int64_t>(piece.size() / kBlock);
     if (blocks != 0) works.push_back({stream.state.data(), piece.data(), blocks});
@@ -148,8 +168,7 @@ void Sha256Streams::update(const std::vector<Bytes>& pieces, int threads) {
   const std::int64_t useful =
       std::clamp<std::int64_t>(std::min<std::int64_t>(threads, total / kGrain), 1, std::ssize(works));
   Turns turns(std::move(works), useful);
-  ratfast::threads(static_cast<int>(useful))(useful, 1,
-                                             [&](std::int64_t, std::int64_t) { turns.run(advance); });
+  ratfast::threads(static_cast<int>(useful))(useful, 1, [&](std::int64_t, std::int64_t) { turns.run(); });
 }
 
 Sha256Digest Sha256Streams::digest(std::size_t i) const {
@@ -164,7 +183,7 @@ Sha256Digest Sha256Streams::digest(std::size_t i) const {
   auto state = stream.state;
   std::uint32_t* words = state.data();
   const std::uint8_t* data = end.data();
-  blocks_function()(1, &words, &data, blocks);
+  ways().narrow(1, &words, &data, blocks);
   Sha256Digest digest;
   for (std::size_t byte = 0; byte < digest.size(); ++byte)
     digest[byte] = static_cast<std::uint8_t>(state[byte / 4] >> (24 - 8 * (byte % 4)));

@@ -70,12 +70,17 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 bool mix_buffers(const Models& outputs, const Models& sources, const std::vector<std::string>& dtypes_out,
-                 const Names& dtypes_in, const Array<double>& weights, int num_threads) {
+                 const Names& dtypes_in, const std::vector<std::vector<double>>& weights, int num_threads) {
   const std::size_t num_outputs = outputs.size(), num_sources = sources.size();
   if (num_outputs == 0) return true;
   if (num_sources == 0) throw py::value_error("sources is empty, so there is nothing to average");
-  if (weights.ndim() != 2 || static_cast<std::size_t>(weights.shape(0)) != num_outputs ||
-      static_cast<std::size_t>(weights.shape(1)) != num_sources)
+  std::vector<double> values;  // not an array, which would import numpy
+  for (const auto& row : weights) {
+    if (weights.size() != num_outputs || row.size() != num_sources)
+      throw py::value_error("weights must have one row per output and one column per source");
+    values.insert(values.end(), row.begin(), row.end());
+  }
+  if (weights.empty())
     throw py::value_error("weights must have one row per output and one column per source");
   const std::size_t per_model = outputs[0].size();
   const Buffers targets(outputs, std::vector(num_outputs, dtypes_out), per_model, true);
@@ -91,9 +96,8 @@ bool mix_buffers(const Models& outputs, const Models& sources, const std::vector
   const char* problem =
       memory_problem(segments, static_cast<int>(num_outputs), static_cast<int>(num_sources));
   if (problem != nullptr) throw py::value_error(problem);
-  const double* values = weights.data();
   py::gil_scoped_release release;
-  return mix(segments, static_cast<int>(num_outputs), static_cast<int>(num_sources), values,
+  return mix(segments, static_cast<int>(num_outputs), static_cast<int>(num_sources), values.data(),
              threads(num_threads));
 }
 
@@ -220,7 +224,8 @@ PYBIND11_MODULE(_core, module) {
       py::arg("dtypes_in"), py::arg("weights"), py::arg("threads"),
       "Writes weighted sums of N models of T tensors each.\n\n"
       "outputs: K lists of T writable buffers of bytes; sources: N lists of T buffers; dtypes_out: T names; "
-      "dtypes_in: N lists of T names; weights: (K, N); threads: how many to use. An output may be the "
+      "dtypes_in: N lists of T names; weights: K lists of N numbers; threads: how many to use. An output may "
+      "be the "
       "memory of one source. Sums are held in float64. Returns whether all outputs are finite. Raises "
       "ValueError where buffers do not fit together.");
   module.def("gram", &gram_buffers, py::arg("sources"), py::arg("dtypes"), py::arg("threads"),

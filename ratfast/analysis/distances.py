@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ratfast.averaging.file_pool import decode
 from ratfast.averaging.rules import check_layouts
 from ratfast.checkpoints import Checkpoint, find_checkpoints, open_checkpoint
+from ratfast.checkpoints.elements import decoded
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -211,9 +211,9 @@ def _expanded(file: Checkpoint) -> Layout:
     return Layout.pack(TensorSpec(name, entry.shape, entry.dtype) for name, entry in entries.items())
 
 
-def _elements(data: np.ndarray, dtype: str, start: int) -> np.ndarray:
+def _elements(data: memoryview, dtype: str, start: int) -> np.ndarray:
     size = BY_NAME[dtype].itemsize
-    return decode(data[start * size : (start + _CHUNK) * size], dtype)
+    return decoded(data[start * size : (start + _CHUNK) * size], dtype).astype(np.float64)
 
 
 def _relative_gram(gram: np.ndarray, point: np.ndarray) -> np.ndarray:

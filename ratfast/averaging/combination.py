@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ratfast.layout import Layout
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Weights = tuple[tuple[float, ...], ...]
 """(K, N): a row for each output, a number for each model."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from ratfast.averaging.combination import Column, Combination, Step, grouped
 from ratfast.averaging.rules import (
@@ -18,13 +16,16 @@ from ratfast.averaging.rules import (
     not_finite,
     other_kind,
 )
-from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints import Checkpoint
 from ratfast.checkpoints.mapped import let_go
 from ratfast.checkpoints.names import is_buffer_name, is_statistic_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Entry, Layout, TensorSpec
 
+if TYPE_CHECKING:
+    import numpy as np
+
+_COMPARED = 1 << 20  # bytes that are compared at a time
 _BATCH_BYTES = 64 << 20  # of tensors of one model whose Gram matrices are computed in one call
 
 _LEAST_RELEASE = 1 << 16  # bytes from which it pays to give pages back
@@ -94,17 +95,7 @@ class FilePool:
         self._check_kinds(first)
         self._buffers = of_buffers
         if buffers == "keep":
-            names = [name for name in first.names if is_statistic_name(name)]
-            warn_if_statistics_differ(
-                [
-                    {
-                        name: decode(file.bytes_of(name), file.layout[file.aliases.get(name, name)].dtype)
-                        for name in names
-                    }
-                    for file in self.files[: self._models]
-                ],
-                self.names,
-            )
+            self._warn_of_statistics([name for name in first.names if is_statistic_name(name)])
         if buffers == "error":
             ranges = _ranges(entry for entry in first if entry.name in of_buffers)
             for n in range(1, self._models):
@@ -132,15 +123,12 @@ class FilePool:
 
     def strings(self) -> dict[str, str]:
         """What the headers of all models say alike, besides this library's note."""
-        first = self.files[0].strings
-        return {
-            key: value
-            for key, value in first.items()
-            if all(file.strings.get(key) == value for file in self.files[: self._models])
-        }
+        return common_strings(self.files[: self._models])
 
     def grams(self) -> np.ndarray:
         """(T, N, N) float64: inner products of all pairs of models, for each parameter."""
+        import numpy as np
+
         parts = [np.zeros((0, len(self), len(self)))]
         for names in self._batches():
             spans = [self._whole(name) for name in names]
@@ -152,6 +140,8 @@ class FilePool:
         self, model: int, base: int | None, counts: Sequence[int], *, together: bool
     ) -> np.ndarray:
         """The k-th largest magnitudes, as `Rows.kth_magnitudes` says."""
+        import numpy as np
+
         spans = [self._whole(name) for name in self.parameters]
         [sources], [types] = self._sources([model], spans)
         bases, base_types = None, None
@@ -161,13 +151,13 @@ class FilePool:
         found = self._core.kth_magnitudes(sources, bases, types, base_types, numbers, together, threads())
         return np.asarray(found, np.float32)
 
-    def compute(self, combination: Combination, spans: Sequence[Span], outputs: Sequence[np.ndarray]) -> None:
+    def compute(self, combination: Combination, spans: Sequence[Span], outputs: Sequence[memoryview]) -> None:
         """Computes some elements of every output.
 
         Args:
             combination: how.
             spans: which.
-            outputs: for each of the K outputs (bytes,) uint8, into which the spans go one after the other, in the
+            outputs: for each of the K outputs writable bytes, into which the spans go one after the other, in the
                 types of `layout`.
 
         Raises:
@@ -201,22 +191,24 @@ class FilePool:
 
     def let_go(self, spans: Sequence[Span]) -> None:
         """Takes spans that will not be read again out of this process's memory, where they are mapped."""
-        sources, _ = self._sources([n for n in range(len(self)) if self.files[n].row is not None], spans)
-        for pieces in sources:
+        for n in range(len(self)):
+            [pieces], _ = self._sources([n], spans)
             for piece in pieces:
-                if piece.size >= _LEAST_RELEASE:
+                if piece.nbytes >= _LEAST_RELEASE:
                     let_go(piece)
 
     def _run(
-        self, step: Step, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]
+        self, step: Step, combination: Combination, spans: list[Span], targets: list[list[memoryview]]
     ) -> bool:
         """One call of a kernel; whether all its results are finite."""
         out_types = [self.layout[span.name].dtype for span in spans]
         if not isinstance(step, Column):
             models = combination.models(step)
             sources, types = self._sources(models, spans)
-            weights = np.array([[row[n] for n in models] for row in step.weights])
+            weights = [[row[n] for n in models] for row in step.weights]
             return self._core.mix(targets, sources, out_types, types, weights, threads())
+        import numpy as np
+
         sources, types = self._sources(step.models, spans)
         bases, base_types = None, None
         if step.base is not None:
@@ -244,11 +236,19 @@ class FilePool:
 
     def _sources(
         self, models: Iterable[int], spans: Sequence[Span]
-    ) -> tuple[list[list[np.ndarray]], list[list[str]]]:
+    ) -> tuple[list[list[memoryview]], list[list[str]]]:
         """The bytes of spans in some of the files, and their types."""
         sources, types = [], []
+        known: tuple[Layout, list[tuple[int, int]], list[str]] | None = None
         for n in models:
             file = self.files[n]
+            if file.row is not None and not file.aliases:
+                if known is None or known[0] is not file.layout:  # most files have one layout
+                    known = (file.layout, *_places(file.layout, spans))
+                row = file.row
+                sources.append([row[begin:end] for begin, end in known[1]])
+                types.append(known[2])
+                continue
             pieces, dtypes = [], []
             for name, start, count in spans:
                 name = file.aliases.get(name, name)
@@ -260,7 +260,18 @@ class FilePool:
             types.append(dtypes)
         return sources, types
 
-    def _fill(self, span: Span, target: np.ndarray, weights: Sequence[float]) -> None:
+    def _warn_of_statistics(self, names: Sequence[str]) -> None:
+        from ratfast.averaging.statistics import warn_if_statistics_differ
+
+        def statistics(file: Checkpoint) -> dict[str, np.ndarray]:
+            layout, aliases = file.layout, file.aliases
+            return {
+                name: decode(file.bytes_of(name), layout[aliases.get(name, name)].dtype) for name in names
+            }
+
+        warn_if_statistics_differ([statistics(file) for file in self.files[: self._models]], self.names)
+
+    def _fill(self, span: Span, target: memoryview, weights: Sequence[float]) -> None:
         """A span that is no floating sum: a buffer that is kept, or integers."""
         dtype = self.layout[span.name].dtype
         [[own]], [[stored]] = self._sources([0], [span])
@@ -268,23 +279,24 @@ class FilePool:
             if stored == dtype:
                 target[:] = own
             else:
-                self._core.mix([[target]], [[own]], [dtype], [[stored]], np.ones((1, 1)), 1)
+                self._core.mix([[target]], [[own]], [dtype], [[stored]], [[1.0]], 1)
         elif dtype == "bool":
             if not all(self._equal(span.name, n) for n in range(1, self._models)):
                 raise bool_buffer(span.name)
             target[:] = own
         else:
+            from ratfast.averaging.integers import average_integers
+
             sources, types = self._sources(range(self._models), [span])
-            total = np.zeros(span.count)
-            for [piece], [kind], weight in zip(sources, types, weights, strict=False):
-                if weight != 0.0:
-                    total += weight * decode(piece, kind)
-            target[:] = np.rint(total).astype(dtype).view(np.uint8)
+            pieces = [(piece, kind) for [piece], [kind] in zip(sources, types, strict=True)]
+            target[:] = average_integers(pieces, weights[: self._models], dtype)
 
     def _culprit(
-        self, combination: Combination, spans: list[Span], targets: list[list[np.ndarray]]
+        self, combination: Combination, spans: list[Span], targets: list[list[memoryview]]
     ) -> Exception:
         """The error that names the tensor and the file behind a result that is not finite."""
+        import numpy as np
+
         for t, span in enumerate(spans):
             dtype = self.layout[span.name].dtype
             bad = ~np.isfinite(np.stack([decode(pieces[t], dtype) for pieces in targets])).all(axis=0)
@@ -324,6 +336,8 @@ class FilePool:
         """Sums are of floating types in every file, and integers that are averaged are integers in every file."""
         for n in range(1, len(self)):
             file = self.files[n]
+            if file.layout is self.files[0].layout:
+                continue
             for entry in first:
                 name = file.aliases.get(entry.name, entry.name)
                 if name not in file.layout:
@@ -338,17 +352,19 @@ class FilePool:
         one, two = self.files[0], self.files[other]
         if one.row is None or two.row is None or one.layout != two.layout:
             return False
-        return all(np.array_equal(one.row[start:end], two.row[start:end]) for start, end in ranges)
+        return all(_same(one.row[start:end], two.row[start:end]) for start, end in ranges)
 
     def _equal(self, name: str, other: int) -> bool:
         """Whether a tensor of another file is that of the first; NaN equals NaN."""
         whole = Span(name, 0, self.files[0].layout[self.files[0].aliases.get(name, name)].numel)
         [[first], [second]], [[one], [two]] = self._sources([0, other], [whole])
         if one == two:
-            if np.array_equal(first, second):
+            if _same(first, second):
                 return True
             if not BY_NAME[one].is_floating:
                 return False
+        import numpy as np
+
         return np.array_equal(decode(first, one), decode(second, two), equal_nan=True)
 
     def _whole(self, name: str) -> Span:
@@ -367,6 +383,15 @@ class FilePool:
         return batches
 
 
+def common_strings(files: Sequence[Checkpoint]) -> dict[str, str]:
+    """What the headers of all files say alike, besides this library's note."""
+    return {
+        key: value
+        for key, value in files[0].strings.items()
+        if all(file.strings.get(key) == value for file in files)
+    }
+
+
 def _ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
     """The bytes of a row that entries take, neighbours together."""
     found: list[tuple[int, int]] = []
@@ -378,15 +403,34 @@ def _ranges(entries: Iterable[Entry]) -> list[tuple[int, int]]:
     return found
 
 
+def _places(layout: Layout, spans: Sequence[Span]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Where spans begin and end in a row of the layout, in bytes, and their types."""
+    places, types = [], []
+    for name, start, count in spans:
+        entry = layout[name]
+        itemsize = BY_NAME[entry.dtype].itemsize
+        begin = entry.offset + start * itemsize
+        places.append((begin, begin + count * itemsize))
+        types.append(entry.dtype)
+    return places, types
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
+    """Whether bytes are equal. Python compares those of mappings one by one, but copies of them at once."""
+    return one.nbytes == other.nbytes and all(
+        bytes(one[start : start + _COMPARED]) == bytes(other[start : start + _COMPARED])
+        for start in range(0, one.nbytes, _COMPARED)
+    )
+
+
 def threads() -> int:
     """How many threads to use: OMP_NUM_THREADS, or the processors this process may run on."""
     text = os.environ.get("OMP_NUM_THREADS", "")
     return int(text) if text.isdecimal() and int(text) > 0 else len(os.sched_getaffinity(0))
 
 
-def decode(data: np.ndarray, dtype: str) -> np.ndarray:
+def decode(data: memoryview, dtype: str) -> np.ndarray:
     """The numbers in a tensor's bytes, as float64."""
-    data = np.frombuffer(data.tobytes(), np.uint8)  # aligned
-    if dtype == "bfloat16":  # the upper half of a float32
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return data.view(dtype).astype(np.float64)
+    from ratfast.checkpoints.elements import decoded
+
+    return decoded(data, dtype).astype("float64")

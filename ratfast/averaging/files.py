@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ratfast import native
-from ratfast.averaging.combination import Combination, Rows
-from ratfast.averaging.file_pool import FilePool
+from ratfast.averaging.combination import Combination, Mix, Rows
+from ratfast.averaging.file_pool import FilePool, common_strings
 from ratfast.averaging.methods import METHODS, find_method, has_base, plan
 from ratfast.averaging.rules import check_buffers, check_weights
 from ratfast.averaging.streaming import Hashing, Progress, write_outputs
 from ratfast.checkpoints import (
+    atomic_files,
     find_checkpoints,
     is_safetensors,
     open_checkpoint,
@@ -33,7 +34,7 @@ class Written:
 
     Attributes:
         path: the file; of several outputs the first.
-        models: how many checkpoints went into it.
+        models: how many checkpoints went into it, a base and those of weight 0 not counted.
         tensors: how many it holds.
         nbytes: their size.
         paths: all files.
@@ -102,7 +103,8 @@ def merge_files(
     """Combines checkpoints into a safetensors file by a method of `ratfast.averaging.methods`.
 
     The files are mapped and read piece by piece, in little memory and without torch. Where the native module is
-    missing, torch does the work. The numbers are the same either way, and those of `ratfast.merge`.
+    missing, torch does the work. The numbers are the same either way, and those of `ratfast.merge`; but for "slerp"
+    and "model-stock", whose angles come from sums that torch adds up in another order: the last place may differ.
 
     The output's metadata record the method with its options, the policy for buffers, this library's version, and the
     name and SHA-256 of every input, so that `again` makes the same file once more; what all inputs say about their
@@ -213,7 +215,8 @@ class _Job:
             models = [file.metadata.get("model") if is_safetensors(file.path) else None for file in own]
             combination, outputs, notes = self._plan(pool, output, only, models)
             write_outputs(pool, combination, outputs, notes, hashing, progress)
-        return self._written(outputs, len(pool.layout) + len(pool.aliases), pool.layout.nbytes)
+        tensors = len(pool.layout) + len(pool.aliases)
+        return self._written(combination, outputs, tensors, pool.layout.nbytes)
 
     def _plan(
         self, rows: Rows, output: FileName, only: int | None, models: Sequence[Any]
@@ -265,7 +268,7 @@ class _Job:
     def _with_torch(self, output: FileName, only: int | None, progress: Progress | None) -> Written:
         from ratfast.averaging.merging import result_dtypes
         from ratfast.averaging.pool import Pool
-        from ratfast.checkpoints.tensors import save
+        from ratfast.checkpoints.tensors import save_into
 
         files = [*self.paths, *self.diagonals]
         pool = Pool.open(files, "cpu", buffers=self.buffers, diagonals=len(self.diagonals))
@@ -273,17 +276,24 @@ class _Job:
         combination, outputs, notes = self._plan(pool, output, only, models)
         results = pool.combine(combination, dtypes=result_dtypes(self.paths[0], pool, self.dtype))
         pool.check_finite(results, combination)
-        with Hashing([open_checkpoint(path) for path in files]) as hashing:
+        opened = [open_checkpoint(path) for path in files]
+        with Hashing(opened) as hashing:
             digests = hashing.digests()
-        for k, (path, tensors) in enumerate(zip(outputs, results, strict=True)):
-            save(tensors, path, notes(k, digests))
+        strings = common_strings(opened[: len(self.paths)])
+        with atomic_files(outputs) as written:
+            for k, (file, tensors) in enumerate(zip(written, results, strict=True)):
+                save_into(file, tensors, notes(k, digests), strings=strings)
         nbytes = sum(tensor.nbytes for tensor in results[0].values())
         if progress is not None:
             progress(nbytes)
-        return self._written(outputs, len(results[0]), nbytes)
+        return self._written(combination, outputs, len(results[0]), nbytes)
 
-    def _written(self, outputs: list[str], tensors: int, nbytes: int) -> Written:
-        return Written(outputs[0], len(self.paths), tensors, nbytes, tuple(outputs))
+    def _written(self, combination: Combination, outputs: list[str], tensors: int, nbytes: int) -> Written:
+        steps = {id(step): step for step in combination.steps.values()}.values() or [Mix(combination.weights)]
+        counted = {n for step in steps for n in combination.models(step) if n < len(self.paths)}
+        if has_base(self.method):
+            counted.discard(self.options.get("base", 0))
+        return Written(outputs[0], len(counted), tensors, nbytes, tuple(outputs))
 
 
 def output_names(output: FileName, points: Sequence[float]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ratfast.averaging.rules import layout_mismatch
-from ratfast.checkpoints import find_checkpoints
+from ratfast.checkpoints import find_checkpoints, open_checkpoint
 from ratfast.checkpoints.names import is_buffer_name
-from ratfast.checkpoints.tensors import dense_strides, dtype_name, layout_of, load
+from ratfast.checkpoints.tensors import dense_strides, dtype_name, layout_of, load_checkpoint, map_row
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
-from ratfast.layout import same_order
+from ratfast.layout import Layout, same_order
+from ratfast.rows import row_views
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -29,11 +31,17 @@ class Member:
         label: what errors call it.
         tensors: by name, detached; they share the model's memory.
         buffers: which of them are buffers, or None where only names can tell (state dicts, files).
+        is_mapped: whether the tensors are a file's, mapped privately, which nobody else can change.
+        row: of such a file all tensors as (layout.nbytes,) uint8, where they lie in one row, else None.
+        layout: of that row.
     """
 
     label: str
     tensors: dict[str, Tensor]
     buffers: frozenset[str] | None
+    is_mapped: bool = False
+    row: Tensor | None = None
+    layout: Layout | None = None
 
 
 def model_list(models: Iterable[Model]) -> list[Model]:
@@ -105,7 +113,7 @@ def _restricted(member: Member, names: Set[str], first: Member) -> Member:
     wanted = {name: tensor for name, tensor in first.tensors.items() if name in names}
     if not _fit(wanted, own):
         raise layout_mismatch(member.label, first.label, layout_of(wanted).differences(layout_of(own)))
-    return Member(member.label, own, None)
+    return dataclasses.replace(member, tensors=own, row=None)
 
 
 def open_member(model: Model, index: int) -> Member:
@@ -118,8 +126,18 @@ def open_member(model: Model, index: int) -> Member:
     if isinstance(model, Mapping):
         return Member(label, _tensors(label, model), None)
     if isinstance(model, (str, os.PathLike)):
-        return Member(os.fspath(model), load(model, mapped=True), None)
+        return _open_file(model)
     raise InputError(f"{label} is a {type(model).__name__}, expected a module, a state dict or a path")
+
+
+def _open_file(path: str | os.PathLike[str]) -> Member:
+    checkpoint = open_checkpoint(path, writable=True)
+    row = None if checkpoint.row is None else map_row(checkpoint)
+    if row is None:
+        return Member(os.fspath(path), load_checkpoint(checkpoint, mapped=True), None, True)
+    stored = row_views(row, checkpoint.layout)
+    tensors = {name: stored[checkpoint.aliases.get(name, name)] for name in checkpoint.names}
+    return Member(os.fspath(path), tensors, None, True, row, checkpoint.layout)
 
 
 def buffer_names(members: Sequence[Member]) -> frozenset[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +13,13 @@ from ratfast.averaging.batch_norm import statistics_of
 from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
 from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
+from ratfast.averaging.model_rows import ModelRow, model_row, new_model_row
 from ratfast.averaging.rules import check_buffers, check_weights, not_finite
-from ratfast.averaging.sections import Section, sections
+from ratfast.averaging.sections import Section, sections, tensor_sections
 from ratfast.averaging.statistics import warn_if_statistics_differ
-from ratfast.checkpoints import MappedFile, is_safetensors, read_header
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
-from ratfast.layout import Entry, Layout, TensorSpec
+from ratfast.layout import Layout, TensorSpec
 
 
 class Pool:
@@ -39,17 +37,18 @@ class Pool:
     def __init__(
         self,
         layout: Layout,
-        rows: Sequence[Tensor],
+        rows: Sequence[ModelRow],
         names: Sequence[str],
         buffers: frozenset[str],
         policy: str,
+        device: torch.device,
         diagonals: int = 0,
         aliases: Mapping[str, str] | None = None,
     ):
-        """For `open`, which checks that the rows, (layout.nbytes,) uint8 each, belong together."""
+        """For `open`, which checks that the rows belong together."""
         self.layout = layout
         self.names = tuple(names)
-        self.device = rows[0].device
+        self.device = device
         self._rows = list(rows)
         self._buffers = buffers
         self.policy = policy
@@ -62,9 +61,10 @@ class Pool:
         in_sums = {entry.name for entry in summed}
         kept = [entry for entry in layout if entry.name not in in_sums]
         self._summed = [entry.name for entry in summed]
-        self._sections = sections(summed)
+        divide = sections if all(row.whole is not None for row in rows) else tensor_sections
+        self._sections = divide(summed)
         self._kept = [entry.name for entry in kept]
-        self._copied: list[Section] = [] if policy == "average" else sections(kept)
+        self._copied: list[Section] = [] if policy == "average" else divide(kept)
 
     @classmethod
     def open(
@@ -77,7 +77,7 @@ class Pool:
     ) -> Pool:
         """Opens models for averaging.
 
-        Safetensors files stay where they are and are mapped, if they agree in layout with the first model and
+        Files stay where they are and are mapped, if their tensors agree in types and strides with the pool's and
         the pool is on the CPU; everything else is copied into a row of its own once, here, so that later
         changes of a module do not reach the pool. Where models differ in an element type, the wider one is
         taken.
@@ -105,7 +105,7 @@ class Pool:
             for names in tied(list(first), members[: len(members) - diagonals])
             for name in names[1:]
         }
-        layout = _layout(models[0], members, of_buffers, [name for name in first if name not in aliases])
+        layout = _layout(members, of_buffers, [name for name in first if name not in aliases])
         if buffers == "error":
             check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
         if buffers == "keep":
@@ -113,10 +113,10 @@ class Pool:
             warn_if_statistics_differ(
                 [statistics_of(m.tensors) for m in models_only], [m.label for m in models_only]
             )
-        rows = [_row(model, member, layout, place) for model, member in zip(models, members, strict=True)]
-        return cls(
-            layout, rows, [member.label for member in members], of_buffers, buffers, diagonals, aliases
-        )
+        rows = [model_row(member, layout, place) for member in members]
+        labels = [member.label for member in members]
+        device = next((tensor.device for tensor in rows[0].tensors.values()), place)  # with its index
+        return cls(layout, rows, labels, of_buffers, buffers, device, diagonals, aliases)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -186,10 +186,7 @@ class Pool:
             InputError: truth values that differ are to be averaged.
         """
         layout = self._layout_in(dtypes or {})
-        rows = [
-            torch.empty(layout.nbytes, dtype=torch.uint8, device=self.device) for _ in combination.weights
-        ]
-        results = [_views(row, layout) for row in rows]
+        results = [new_model_row(layout, self.device).tensors for _ in combination.weights]
         for step, items in grouped(((name,) for name in self._summed), combination):
             names = [name for (name,) in items]
             self._run(step, combination, names, [[result[name] for name in names] for result in results])
@@ -208,35 +205,42 @@ class Pool:
             if finite.all():
                 continue
             for n in combination.models(combination.step(name)):
-                if not _view(self._rows[n], self.layout[name])[~finite].isfinite().all():
+                if not self._rows[n].tensors[name][~finite].isfinite().all():
                     raise not_finite(name, self.names[n], None)
             raise not_finite(name, None, dtype_name(name, results[0][name]))
-
-    def views(self, row: Tensor) -> dict[str, Tensor]:
-        """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""
-        return self._with_aliases(_views(row, self.layout))
 
     def _with_aliases(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors | {name: tensors[target] for name, target in self.aliases.items()}
 
-    def new_row(self) -> Tensor:
+    def new_row(self) -> ModelRow:
         """An uninitialised row on the pool's device."""
-        return torch.empty(self.layout.nbytes, dtype=torch.uint8, device=self.device)
+        return new_model_row(self.layout, self.device)
+
+    def state(self, row: ModelRow) -> dict[str, Tensor]:
+        """The tensors of a row by name, aliases among them; they share its memory."""
+        return self._with_aliases(row.tensors)
+
+    def alone(self, index: int) -> ModelRow:
+        """Model `index` as the average of itself alone: its own memory, and the buffers that the pool keeps."""
+        own = self._rows[index]
+        if self.policy == "average":
+            return own
+        return ModelRow(own.tensors | {name: self._rows[0].tensors[name] for name in self._kept})
 
     def summands(self, index: int) -> list[Tensor]:
         """What of model `index` takes part in sums: its sections, 1-D, each of one element type."""
         return self.sections_of(self._rows[index])
 
-    def sections_of(self, row: Tensor) -> list[Tensor]:
+    def sections_of(self, row: ModelRow) -> list[Tensor]:
         """The sections of `summands`, of any row."""
-        return [section.view(row) for section in self._sections]
+        return row.sections(self._sections)
 
-    def fill_kept(self, row: Tensor, weights: Sequence[float]) -> None:
+    def fill_kept(self, row: ModelRow, weights: Sequence[float]) -> None:
         """Writes into a row what takes no part in sums: buffers that are kept, and integers."""
-        for section in self._copied:
-            section.view(row).copy_(section.view(self._rows[0]))
+        if self._copied:
+            torch._foreach_copy_(row.sections(self._copied), self._rows[0].sections(self._copied))
         if self.policy == "average" and self._kept:
-            self._fill(self.views(row), weights)
+            self._fill(row.tensors, weights)
 
     def _mix(self, weights: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
         counted = [n for n in range(len(self)) if any(w[n] != 0.0 for w in weights)] or [0]
@@ -248,7 +252,7 @@ class Pool:
         )
         for row, w in zip(rows, weights, strict=True):
             self.fill_kept(row, w)
-        return [self.views(row) for row in rows]
+        return [self.state(row) for row in rows]
 
     def _run(
         self, step: Step, combination: Combination, names: list[str], targets: list[list[Tensor]]
@@ -287,7 +291,7 @@ class Pool:
 
     def _fill(self, result: dict[str, Tensor], weights: Sequence[float]) -> None:
         members = [
-            Member(label, {name: _view(row, self.layout[name]) for name in self._kept}, None)
+            Member(label, {name: row.tensors[name] for name in self._kept}, None)
             for label, row in zip(self.names[: self._models], self._rows, strict=False)
         ]
         for name in self._kept:
@@ -298,7 +302,7 @@ class Pool:
             result[name].copy_(value)
 
     def _tensors(self, models: Iterable[int], names: Sequence[str]) -> list[list[Tensor]]:
-        return [[_view(self._rows[n], self.layout[name]) for name in names] for n in models]
+        return [[self._rows[n].tensors[name] for name in names] for n in models]
 
     def _layout_in(self, dtypes: Mapping[str, str]) -> Layout:
         """The pool's layout, or one of tensors alike but for their types."""
@@ -310,9 +314,7 @@ class Pool:
         )
 
 
-def _layout(
-    first_model: Any, members: Sequence[Member], buffers: frozenset[str], names: Sequence[str]
-) -> Layout:
+def _layout(members: Sequence[Member], buffers: frozenset[str], names: Sequence[str]) -> Layout:
     """The first file's own layout if rows can be kept in it, else the canonical one in the widest types."""
     first = {name: members[0].tensors[name] for name in names}
     dtypes = {}
@@ -322,43 +324,10 @@ def _layout(
             if dtype.is_floating_point and name in member.tensors and member.tensors[name].dtype != dtype:
                 dtype = torch.promote_types(dtype, member.tensors[name].dtype)
         dtypes[name] = str(dtype).removeprefix("torch.")
-    if _is_mappable(first_model):
-        layout = read_header(first_model).layout
-        if len(layout) == len(dtypes) and all(
-            entry.name in dtypes
-            and entry.dtype == dtypes[entry.name]
-            and entry.offset % BY_NAME[entry.dtype].itemsize == 0
-            for entry in layout
-        ):
-            return layout
+    own = members[0].layout
+    if own is not None and {entry.name: entry.dtype for entry in own} == dtypes:
+        return own
     return Layout.pack(
         TensorSpec(name, tuple(tensor.shape), dtypes[name], dense_strides(tensor), name in buffers)
         for name, tensor in first.items()
     )
-
-
-def _row(model: Any, member: Member, layout: Layout, device: torch.device) -> Tensor:
-    if device.type == "cpu" and _is_mappable(model):
-        file = MappedFile(model, writable=True)
-        if file.header.layout == layout and file.header.data_start % 8 == 0:
-            return torch.from_numpy(file.row)
-    row = torch.empty(layout.nbytes, dtype=torch.uint8, device=device)
-    for entry in layout:
-        if entry.name in member.tensors:  # of Fisher diagonals the others are never read
-            tensor = member.tensors[entry.name]
-            dtype_name(entry.name, tensor)
-            _view(row, entry).copy_(tensor)
-    return row
-
-
-def _views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
-    return {entry.name: _view(row, entry) for entry in layout}
-
-
-def _view(row: Tensor, entry: Entry) -> Tensor:
-    piece = row[entry.offset : entry.offset + entry.nbytes].view(getattr(torch, entry.dtype))
-    return piece.as_strided(entry.shape, entry.strides)
-
-
-def _is_mappable(model: Any) -> bool:
-    return isinstance(model, (str, os.PathLike)) and is_safetensors(model)

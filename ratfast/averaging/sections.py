@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,11 +21,13 @@ class Section:
         dtype: a name of `ratfast.dtypes.BY_NAME`.
         offset: bytes from the start of the row.
         nbytes: its length.
+        name: of its first tensor, which is its only one in `tensor_sections`.
     """
 
     dtype: str
     offset: int
     nbytes: int
+    name: str = dataclasses.field(default="", compare=False)
 
     @property
     def numel(self) -> int:
@@ -42,7 +45,12 @@ def sections(entries: Iterable[Entry]) -> list[Section]:
     for entry in entries:
         last = found[-1] if found else None
         if last is not None and last.dtype == entry.dtype and last.offset + last.nbytes == entry.offset:
-            found[-1] = Section(last.dtype, last.offset, last.nbytes + entry.nbytes)
+            found[-1] = dataclasses.replace(last, nbytes=last.nbytes + entry.nbytes)
         elif entry.nbytes:
-            found.append(Section(entry.dtype, entry.offset, entry.nbytes))
+            found.append(Section(entry.dtype, entry.offset, entry.nbytes, entry.name))
     return found
+
+
+def tensor_sections(entries: Iterable[Entry]) -> list[Section]:
+    """A section for each entry, for rows that are in pieces."""
+    return [Section(e.dtype, e.offset, e.nbytes, e.name) for e in entries if e.nbytes]

@@ -19,12 +19,15 @@ from torch import Tensor
 from ratfast import ops
 from ratfast.averaging.files import average_files
 from ratfast.averaging.members import Model
+from ratfast.averaging.model_rows import ModelRow, new_row
 from ratfast.averaging.pool import Pool
 from ratfast.averaging.selection import dagger_list, rank
 from ratfast.averaging.tensors import average
 from ratfast.checkpoints.tensors import save
 from ratfast.errors import InputError
 from ratfast.version import __version__
+
+_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -131,17 +134,18 @@ def greedy_soup(
     """Selects the models whose average scores best, greedily.
 
     A running sum is kept (in float64 on the CPU), so that a candidate costs one read of its own row, whatever the
-    size of the soup: N reads in all where `order` or `scores` are given. The sum with a rejected candidate is
-    dropped, not subtracted from, so nothing drifts.
+    size of the soup: N reads in all. The sum with a rejected candidate is dropped, not subtracted from, so nothing
+    drifts. Models that are evaluated alone are handed over where they lie.
 
     Args:
         pool: the models.
-        evaluate: the score of a state dict, larger is better. The tensors it gets are valid only during the
-            call. A score that is not a number counts as worse than any.
+        evaluate: the score of a state dict, larger is better. The tensors it gets are valid only during the call, and
+            not its to write to: the next call gets the same memory with other numbers, or a model of the pool as it
+            lies there. A score that is not a number counts as worse than any.
         order: indices of the models to try, best first, each at most once.
         scores: one number for each model to rank them by, such as stored validation accuracies; the highest is
             tried first, and equal ones in the order of the pool. Without `order` and `scores` each model is first
-            evaluated alone, at the price of N more reads and N - 1 more evaluations.
+            evaluated alone, at the price of N - 1 more evaluations.
         accept: whether a candidate stays, given the soup's score with it and without it.
 
     Returns:
@@ -149,19 +153,15 @@ def greedy_soup(
 
     Raises:
         InputError: `order` is not a list of different models of the pool, `scores` are not one number for each
-            model, both are given, `evaluate` returns no number, or no score is one (but NaN).
+            model, both are given, `evaluate` returns no number or writes to a model, or no score is a number.
     """
-    row = pool.new_row()
     alone: dict[int, float] = {}
     evaluated = order is None and scores is None
     if order is not None and scores is not None:
         raise InputError("order and scores were both given, expected one of them")
     if order is None:
         if scores is None:
-            scores = [
-                _score(pool, evaluate, row, [pool.summands(index)], [[1.0]], [index])
-                for index in range(len(pool))
-            ]
+            scores = [_score_alone(pool, evaluate, index) for index in range(len(pool))]
         order = rank(scores, len(pool))
         alone = {index: float(scores[index]) for index in order}
     else:
@@ -169,26 +169,23 @@ def greedy_soup(
         if len(set(order)) != len(order) or not order or not all(0 <= i < len(pool) for i in order):
             raise InputError(f"order is {order}, expected different numbers from 0 to {len(pool) - 1}")
 
-    total = [_wide(section) for section in pool.sections_of(row)]
-    spare = [torch.empty_like(section) for section in total]
+    trial = _Trial(pool)
     best: float | None = None
     members: list[int] = []
     log: list[Trial] = []
     for index in order:
-        if evaluated and not members:  # its score is known already: only the sum is to be started
-            score = alone[index]
-            ops.mix_([spare], [pool.summands(index)], [[1.0]])
+        if evaluated and not members:
+            score = alone[index]  # is known already
+        elif not members:
+            score = _score_alone(pool, evaluate, index)
         else:
-            size = len(members) + 1
-            sources = [pool.summands(index)] if not members else [total, pool.summands(index)]
-            weights = [[1.0] * len(sources), [1.0 / size] * len(sources)]
-            score = _score(pool, evaluate, row, sources, weights, [*members, index], spare)
+            score = _number(evaluate(trial.with_candidate(members, index)))
         accepted = score > -math.inf and (best is None or bool(accept(score, best)))
         log.append(Trial(index, pool.names[index], score, best, accepted, alone.get(index)))
         if accepted:
             best = score
             members.append(index)
-            total, spare = spare, total
+            trial.accept(index)
     if not members:
         raise InputError("no model has a score that is a number, so there is nothing to select")
     return GreedySoup(_weights(len(pool), members), members, log, pool)
@@ -210,20 +207,56 @@ def dagger(trials: Iterable[Iterable[Model]], *, buffers: str = "error") -> dict
     return average(dagger_list(trials), buffers=buffers)
 
 
-def _score(
-    pool: Pool,
-    evaluate: Callable[[dict[str, Tensor]], float],
-    row: Tensor,
-    sources: list[list[Tensor]],
-    weights: list[list[float]],
-    members: list[int],
-    new_total: list[Tensor] | None = None,
-) -> float:
-    """Writes a candidate into `row`, and the sum it is the average of into `new_total`; evaluates it."""
-    candidate = pool.sections_of(row)
-    ops.mix_([candidate] if new_total is None else [new_total, candidate], sources, weights)
-    pool.fill_kept(row, _weights(len(pool), members))
-    value = evaluate(pool.views(row))
+class _Trial:
+    """The soup that is tried: one row, written anew for every candidate, and the sum that it is the mean of."""
+
+    def __init__(self, pool: Pool):
+        self._pool = pool
+        self._members = 0
+        self._total: list[Tensor] = []  # of the members; of one member its own summands, read where they are
+        self._row: ModelRow | None = None
+        self._spare: list[list[Tensor]] = []  # memory for sums: with the candidate, and without it
+
+    def with_candidate(self, members: Sequence[int], index: int) -> dict[str, Tensor]:
+        """The average of the members and a candidate, valid until the next one."""
+        if self._row is None:
+            self._row = self._pool.new_row()
+            self._state = self._pool.state(self._row)
+            self._mean = self._pool.sections_of(self._row)
+            self._spare = [_wide(self._mean) for _ in range(2)]
+        size = len(members) + 1
+        ops.mix_(
+            [self._spare[0], self._mean],
+            [self._total, self._pool.summands(index)],
+            [[1.0, 1.0], [1.0 / size, 1.0 / size]],
+        )
+        self._pool.fill_kept(self._row, _weights(len(self._pool), [*members, index]))
+        return dict(self._state)
+
+    def accept(self, index: int) -> None:
+        """Takes the last candidate into the soup; the first member needs no trial before."""
+        self._members += 1
+        if self._members == 1:
+            self._total = self._pool.summands(index)
+            return
+        self._spare.reverse()
+        self._total = self._spare[1]
+
+
+def _score_alone(pool: Pool, evaluate: Callable[[dict[str, Tensor]], float], index: int) -> float:
+    """The score of a model by itself, which `evaluate` gets where it lies."""
+    row = pool.alone(index)
+    before = row.versions
+    score = _number(evaluate(pool.state(row)))
+    if row.versions != before:
+        raise InputError(
+            f"the function that evaluates a soup wrote into the tensors of {pool.names[index]}, which are the pool's "
+            "own; let it work on copies"
+        )
+    return score
+
+
+def _number(value: Any) -> float:
     try:
         score = float(value)
     except (TypeError, ValueError):
@@ -238,7 +271,22 @@ def _weights(count: int, members: Sequence[int]) -> list[float]:
     return [1.0 / len(members) if index in chosen else 0.0 for index in range(count)]
 
 
-def _wide(section: Tensor) -> Tensor:
-    """Memory for a sum over models: in the type that sums are held in on the section's device."""
-    dtype = torch.promote_types(section.dtype, torch.float32 if section.is_cuda else torch.float64)
-    return torch.empty_like(section, dtype=dtype)
+def _wide(sections: Sequence[Tensor]) -> list[Tensor]:
+    """Memory for sums over models: in the types that sums are held in on the sections' device.
+
+    Each sum lies to the lines of 64 bytes as its section does, so that both can be written in whole lines in one pass.
+    """
+    dtypes = [
+        torch.promote_types(section.dtype, torch.float32 if section.is_cuda else torch.float64)
+        for section in sections
+    ]
+    places, end = [], 0
+    for section, dtype in zip(sections, dtypes, strict=True):
+        wanted = section.data_ptr() * (dtype.itemsize // section.itemsize) % _LINE
+        places.append(end + (wanted - end) % _LINE)
+        end = places[-1] + section.numel() * dtype.itemsize
+    memory = new_row(end, sections[0].device) if sections else torch.empty(0)
+    return [
+        memory[place : place + section.numel() * dtype.itemsize].view(dtype)
+        for place, section, dtype in zip(places, sections, dtypes, strict=True)
+    ]

@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from ratfast.checkpoints.names import is_statistic_name
 
-Statistics = Mapping[str, np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+
+Statistics: TypeAlias = "Mapping[str, np.ndarray]"
 """Arrays of float64 by name; entries that are no batch-norm mean or variance are not looked at."""
 
 
@@ -44,16 +46,21 @@ def statistics_difference(models: Sequence[Statistics]) -> Difference | None:
         The worst difference, or None where all are equal. NaN equals NaN; what is not finite in one model only is
         infinitely far from the other's.
     """
-    found = [
-        (_distance(models[0][name], model[name]), name, index)
-        for name in filter(is_statistic_name, models[0])
-        for index, model in enumerate(models[1:], 1)
-    ]
-    differing = [entry for entry in found if entry[0] > 0]
-    if not differing:
+    import numpy as np
+
+    names = [name for name in models[0] if is_statistic_name(name) and models[0][name].size]
+    if not names or len(models) < 2:
         return None
-    distance, name, index = max(differing, key=lambda entry: entry[0])
-    return Difference(name, index, distance, len({name for _, name, _ in differing}))
+    # All buffers of a model as one vector, because there are a hundred short ones.
+    first, *others = (np.concatenate([model[name].ravel() for name in names]) for model in models)
+    starts = np.cumsum([0, *(models[0][name].size for name in names[:-1])])
+    scales = np.maximum.reduceat(np.where(np.isfinite(first), np.abs(first), 0.0), starts)
+    distances = np.stack([_distances(first, other, starts, scales) for other in others])
+    if not distances.any():
+        return None
+    column, row = divmod(int(np.argmax(distances.T)), len(others))
+    count = int(distances.any(axis=0).sum())
+    return Difference(names[column], row + 1, float(distances[row, column]), count)
 
 
 def warn_if_statistics_differ(models: Sequence[Statistics], labels: Sequence[str]) -> None:
@@ -76,11 +83,14 @@ def warn_if_statistics_differ(models: Sequence[Statistics], labels: Sequence[str
     )
 
 
-def _distance(first: np.ndarray, other: np.ndarray) -> float:
+def _distances(first: np.ndarray, other: np.ndarray, starts: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """For each buffer, which begin at `starts`, how far it is from that of the first model."""
+    import numpy as np
+
     equal = (first == other) | (np.isnan(first) & np.isnan(other))
-    if equal.all():
-        return 0.0
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = float(np.abs(first - other)[~equal].max())
-    scale = float(np.abs(first[np.isfinite(first)]).max(initial=0.0))
-    return apart / scale if math.isfinite(apart) and scale > 0.0 else math.inf
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        apart = np.abs(first - other)
+        apart[np.isnan(apart)] = np.inf
+        apart[equal] = 0.0
+        largest = np.maximum.reduceat(apart, starts)
+        return np.where(largest > 0.0, largest / scales, 0.0)

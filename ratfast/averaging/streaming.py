@@ -5,24 +5,25 @@ The process's own memory holds a few pieces, whatever the size of the models; wh
 
 from __future__ import annotations
 
-import contextlib
+import mmap
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ratfast.averaging.combination import Combination
 from ratfast.averaging.file_pool import FilePool, Span, threads
-from ratfast.checkpoints import Checkpoint, atomic_file, encode_header, sha256_checkpoints
+from ratfast.checkpoints import Checkpoint, atomic_files, encode_header, sha256_checkpoints
+from ratfast.checkpoints.mapped import LARGE
 from ratfast.dtypes import BY_NAME
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _PIECE_BYTES = 8 << 20  # of each output that are computed, then written, at a time
 _PIECES = 3  # that exist at a time: one computed, one written, one between
 _OWN_BYTES = 48 << 20  # of all outputs' pieces
-_LARGE = 4 << 30  # bytes of input from which pages are given back behind the place that is read
 
 Progress = Callable[[int], None]
 Notes = Callable[[int, list[str]], dict[str, Any]]
@@ -31,25 +32,49 @@ Notes = Callable[[int, list[str]], dict[str, Any]]
 class Hashing:
     """The SHA-256 of files, computed while other things are done; given up if its block ends early.
 
+    Until `hasten`, one processor is left to what is done meanwhile: one thread that hashes many files gets more done
+    in a second of its time than several threads of a few files.
+
     Args:
         files: the checkpoints.
     """
 
     def __init__(self, files: Sequence[Checkpoint]):
+        self._files = files
         self._stop = threading.Event()
-        self._worker = ThreadPoolExecutor(1)
-        self._digests = self._worker.submit(sha256_checkpoints, files, threads(), self._stop.is_set)
+        self._is_last = False
+        self._found: list[str] = []
+        self._error: BaseException | None = None
+        self._worker = threading.Thread(target=self._run)
+        self._worker.start()
 
     def __enter__(self) -> Hashing:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._worker.shutdown(cancel_futures=True)
+        self._worker.join()
+
+    def hasten(self) -> None:
+        """Takes all processors from here on, because nothing else is left to do."""
+        self._is_last = True
 
     def digests(self) -> list[str]:
         """All of them, in hexadecimal, once they are there."""
-        return self._digests.result()
+        self.hasten()
+        self._worker.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def _threads(self) -> int:
+        return threads() if self._is_last else max(1, threads() - 1)
+
+    def _run(self) -> None:
+        try:
+            self._found = sha256_checkpoints(self._files, self._threads, self._stop.is_set)
+        except BaseException as error:  # for who asks for the digests
+            self._error = error
 
 
 def write_outputs(
@@ -74,13 +99,12 @@ def write_outputs(
         InputError: a result is not finite, or an output cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(atomic_file(path)) for path in outputs]
+    with atomic_files(outputs) as files:
         strings = pool.strings()
         unknown = ["0" * 64] * len(pool)
         for k, file in enumerate(files):
             file.write(encode_header(pool.layout, notes(k, unknown), aliases=pool.aliases, strings=strings))
-        _write_rows(pool, combination, files, progress)
+        _write_rows(pool, combination, files, hashing, progress)
         known = hashing.digests()
         for k, file in enumerate(files):
             end = file.tell()
@@ -92,12 +116,18 @@ def write_outputs(
 
 
 def _write_rows(
-    pool: FilePool, combination: Combination, files: Sequence[BinaryIO], progress: Progress | None
+    pool: FilePool,
+    combination: Combination,
+    files: Sequence[BinaryIO],
+    hashing: Hashing,
+    progress: Progress | None,
 ) -> None:
+    from concurrent.futures import ThreadPoolExecutor  # an import that costs as much as opening twenty files
+
     size = max(8, min(_PIECE_BYTES, _OWN_BYTES // (_PIECES * len(files)) // 8 * 8, pool.layout.nbytes))
-    free = deque(np.empty((len(files), size), np.uint8) for _ in range(_PIECES))
-    written: deque[tuple[Future[None], np.ndarray]] = deque()
-    large = pool.nbytes() >= _LARGE
+    free = deque([_memory(size) for _ in files] for _ in range(_PIECES))
+    written: deque[tuple[Future[None], list[memoryview]]] = deque()
+    large = pool.nbytes() >= LARGE
     with ThreadPoolExecutor(1) as writer:
         for spans, nbytes in pieces(pool, size):
             if not free:
@@ -112,8 +142,12 @@ def _write_rows(
             written.append((writer.submit(_write, files, outputs), memory))
             if progress is not None:
                 progress(nbytes)
+        hashing.hasten()
+        # What is on its way to the disk while the inputs are still hashed need not be waited for afterwards.
+        started = writer.submit(_start_writing_out, files)
         for done, _ in written:
             done.result()
+        started.result()
 
 
 def pieces(pool: FilePool, size: int) -> Iterator[tuple[list[Span], int]]:
@@ -135,6 +169,17 @@ def pieces(pool: FilePool, size: int) -> Iterator[tuple[list[Span], int]]:
         yield spans, filled
 
 
-def _write(files: Sequence[BinaryIO], pieces: Sequence[np.ndarray]) -> None:
+def _memory(size: int) -> memoryview:
+    """Memory of this process alone, at the start of a page."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def _start_writing_out(files: Sequence[BinaryIO]) -> None:
+    for file in files:
+        file.flush()
+        os.fdatasync(file.fileno())
+
+
+def _write(files: Sequence[BinaryIO], pieces: Sequence[memoryview]) -> None:
     for file, piece in zip(files, pieces, strict=True):
         file.write(piece)

@@ -151,10 +151,10 @@ def swad_range(
 
     If no end is found, `t_e = T`. The average is that of all models from t_s to t_e, each once.
 
-    The authors' published code (khanrc/swad, `LossValley`) departs from this where N_e > N_s, which is its default:
-    at the start it also takes models to the left of t_s, drops the left-most of these, and counts the model of t_s
-    twice (its issue 28); at the end of a run it drops trailing models above l. Here, as in the paper, t_s is the
-    first model and every model counts once.
+    The authors' published code (khanrc/swad, `LossValley`) departs from this where N_e > N_s, which is its default: at
+    the start it also takes models to the left of t_s, drops the left-most of these, and counts the model of t_s twice
+    (its issue 28), or near the beginning of a run one after it. Besides, at the end of a run it drops trailing models
+    above l. Here, as in the paper, t_s is the first model and every model counts once.
 
     Args:
         losses: E, one for each evaluation, in the order of training.

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ratfast import lazy
-from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file
+from ratfast.checkpoints.atomic import TEMPORARY_FILES, atomic_file, atomic_files
 from ratfast.checkpoints.checkpoint import Checkpoint, sha256_checkpoints
 from ratfast.checkpoints.finding import find_checkpoints
 from ratfast.checkpoints.hashing import sha256, sha256_files, sha256_streams
 from ratfast.checkpoints.header import Header, is_safetensors, read_header, read_metadata
-from ratfast.checkpoints.mapped import MappedFile
 from ratfast.checkpoints.opening import open_checkpoint
 from ratfast.checkpoints.writing import as_bytes, encode_header, write, write_chunks
 
@@ -25,9 +24,9 @@ __all__ = [
     "TEMPORARY_FILES",
     "Checkpoint",
     "Header",
-    "MappedFile",
     "as_bytes",
     "atomic_file",
+    "atomic_files",
     "encode_header",
     "find_checkpoints",
     "is_safetensors",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,13 +39,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise InputError(f"{path} is not an ordinary file, so it cannot be replaced by a checkpoint")
     if not target.parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {target.parent} does not exist")
-    temporary = target.parent / TEMPORARY_FILES.replace("*", secrets.token_hex(8))
+    temporary = target.parent / TEMPORARY_FILES.replace("*", os.urandom(8).hex())
     try:
         # Not by tempfile, whose files only their owner may read: this one is the result.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except PermissionError as error:
         raise InputError(f"{path} cannot be written: no permission to write to {target.parent}") from error
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise InputError(f"{path} cannot be written: {target.parent} is read-only") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         try:
@@ -62,6 +64,17 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[BinaryIO]]:
+    """`atomic_file` for several files: none takes its name before the data of all are on the disk."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(path)) for path in paths]
+        yield files
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,8 +12,6 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ratfast.checkpoints.descriptions import STORAGE_TYPES, Storage
 from ratfast.checkpoints.header import ZIP_START, open_input
 from ratfast.checkpoints.pickle_machine import Global, Machine, MemoryFile, PickleError
@@ -35,12 +33,12 @@ _OTHER_ITEMSIZES = {
     "quint2x4": 1,
 }
 
-Storages = Mapping[str, np.ndarray]
-"""The bytes of each storage by its key, (bytes,) uint8."""
+Storages = Mapping[str, memoryview]
+"""The bytes of each storage by its key."""
 
 
 def read_zip(
-    path: str | os.PathLike[str], memory: np.ndarray, table: Mapping[str, Global]
+    path: str | os.PathLike[str], memory: memoryview, table: Mapping[str, Global]
 ) -> tuple[Any, Machine, Storages]:
     """Reads the pickle in a zip archive of `torch.save`.
 
@@ -65,24 +63,24 @@ def read_zip(
     order = members.get(folder + "byteorder")
     if order is not None and order.tobytes() != b"little":
         raise PickleError("it was written on a big-endian machine, expected little-endian data")
-    storages: dict[str, np.ndarray] = {}
+    storages: dict[str, memoryview] = {}
 
     def persistent(identity: Any) -> Storage:
         storage = _storage(identity)
         data = members.get(f"{folder}data/{storage.key}")
         if data is None:
             raise PickleError(f"it lacks the data of storage {_short(storage.key)}")
-        if data.size < storage.numel * itemsize_of(storage.dtype):
+        if data.nbytes < storage.numel * itemsize_of(storage.dtype):
             raise PickleError(f"the data of storage {_short(storage.key)} are shorter than they should be")
         storages[storage.key] = data
         return storage
 
     pickled = members[pickles[0]]
-    machine = Machine(table, persistent, pickled.size)
+    machine = Machine(table, persistent, pickled.nbytes)
     return machine.run(MemoryFile(pickled)), machine, storages
 
 
-def read_legacy(memory: np.ndarray, table: Mapping[str, Global]) -> tuple[Any, Machine, Storages]:
+def read_legacy(memory: memoryview, table: Mapping[str, Global]) -> tuple[Any, Machine, Storages]:
     """Reads a file of `torch.save` from before torch 1.6, or of its `_use_new_zipfile_serialization=False`.
 
     Args:
@@ -96,7 +94,7 @@ def read_legacy(memory: np.ndarray, table: Mapping[str, Global]) -> tuple[Any, M
         PickleError: the file is damaged, or holds what is not read.
     """
     file = MemoryFile(memory)
-    plain = Machine(table, None, memory.size)
+    plain = Machine(table, None, memory.nbytes)
     if plain.run(file) != _LEGACY_MAGIC:
         raise PickleError("it is a pickle, but not one of torch.save")
     if plain.run(file) != _LEGACY_PROTOCOL:
@@ -114,7 +112,7 @@ def read_legacy(memory: np.ndarray, table: Mapping[str, Global]) -> tuple[Any, M
         return storage
 
     spoken_of: list[Storage] = []
-    machine = Machine(table, persistent, memory.size)
+    machine = Machine(table, persistent, memory.nbytes)
     content = machine.run(file)
     keys = plain.run(file)
     storages = _legacy_storages(memory, file.position, keys, types)
@@ -122,7 +120,7 @@ def read_legacy(memory: np.ndarray, table: Mapping[str, Global]) -> tuple[Any, M
         data = storages.get(storage.key)
         if data is None:
             raise PickleError(f"it lacks the data of storage {_short(storage.key)}")
-        if data.size < (storage.start + storage.numel) * itemsize_of(storage.dtype):
+        if data.nbytes < (storage.start + storage.numel) * itemsize_of(storage.dtype):
             raise PickleError(f"the data of storage {_short(storage.key)} are shorter than they should be")
     return content, machine, storages
 
@@ -132,14 +130,14 @@ def itemsize_of(dtype: str) -> int:
     return BY_NAME[dtype].itemsize if dtype in BY_NAME else _OTHER_ITEMSIZES[dtype]
 
 
-def _members(path: str | os.PathLike[str], memory: np.ndarray) -> dict[str, np.ndarray]:
+def _members(path: str | os.PathLike[str], memory: memoryview) -> dict[str, memoryview]:
     """The bytes of an archive's members by their names."""
     try:
         with open_input(path) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, LookupError, ValueError, OSError) as error:
         raise PickleError(f"its zip directory is damaged ({' '.join(str(error).split())[:100]})") from None
-    members: dict[str, np.ndarray] = {}
+    members: dict[str, memoryview] = {}
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         name = _short(info.filename)
@@ -152,7 +150,7 @@ def _members(path: str | os.PathLike[str], memory: np.ndarray) -> dict[str, np.n
         _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
         start += _LOCAL_HEADER.size + name_size + extra_size
         end = start + info.file_size
-        if info.file_size != info.compress_size or end > memory.size:
+        if info.file_size != info.compress_size or end > memory.nbytes:
             raise PickleError(f"its member {name} reaches beyond the end of the file")
         if info.filename in members:
             raise PickleError(f"its member {name} is there twice")
@@ -161,18 +159,18 @@ def _members(path: str | os.PathLike[str], memory: np.ndarray) -> dict[str, np.n
 
 
 def _legacy_storages(
-    memory: np.ndarray, position: int, keys: Any, types: Mapping[str, str]
-) -> dict[str, np.ndarray]:
+    memory: memoryview, position: int, keys: Any, types: Mapping[str, str]
+) -> dict[str, memoryview]:
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise PickleError("its list of storages is none")
-    storages: dict[str, np.ndarray] = {}
+    storages: dict[str, memoryview] = {}
     for key in keys:
         if key in storages or key not in types:
             raise PickleError(f"its list of storages has {_short(key)}, which is unknown or there already")
         count = memory[position : position + 8].tobytes()
         start = position + 8
         position = start + int.from_bytes(count, "little") * itemsize_of(types[key])
-        if len(count) < 8 or position > memory.size:
+        if len(count) < 8 or position > memory.nbytes:
             raise PickleError(f"the data of storage {_short(key)} reach beyond the end of the file")
         storages[key] = memory[start:position]
     return storages

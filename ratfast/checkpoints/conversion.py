@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ratfast.checkpoints.checkpoint import Checkpoint
 from ratfast.checkpoints.elements import converted
 from ratfast.checkpoints.names import is_buffer_name
@@ -50,7 +48,7 @@ def write_checkpoint(
         for entry in source
     )
 
-    def chunks() -> Iterator[np.ndarray]:
+    def chunks() -> Iterator[Any]:
         for entry in layout:
             data, stored = checkpoint.bytes_of(entry.name), source[entry.name].dtype
             if stored == entry.dtype:

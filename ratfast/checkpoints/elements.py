@@ -11,13 +11,26 @@ from ratfast.dtypes import BY_NAME
 _PIECE = 1 << 22  # elements converted at a time
 
 
-def converted(data: np.ndarray, source: str, target: str) -> Iterator[np.ndarray]:
+def decoded(data: memoryview, dtype: str) -> np.ndarray:
+    """The numbers in a tensor's bytes, exactly: in the type they are stored in, bfloat16 in float32.
+
+    Args:
+        data: at any address.
+        dtype: a name of `ratfast.dtypes.BY_NAME`.
+    """
+    aligned = np.frombuffer(bytes(data), np.uint8)
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (aligned.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return aligned.view(dtype)
+
+
+def converted(data: memoryview, source: str, target: str) -> Iterator[np.ndarray]:
     """The bytes of a tensor in another floating type, in pieces, rounded to nearest even.
 
     float64 goes to half and bfloat16 by way of float32, as in torch.
 
     Args:
-        data: (bytes,) uint8, at any address.
+        data: at any address.
         source: a floating type of `ratfast.dtypes.BY_NAME`.
         target: another.
 
@@ -25,18 +38,10 @@ def converted(data: np.ndarray, source: str, target: str) -> Iterator[np.ndarray
         (bytes,) uint8.
     """
     step = _PIECE * BY_NAME[source].itemsize
-    for start in range(0, data.size, step):
-        values = _decoded(data[start : start + step], source)
+    for start in range(0, data.nbytes, step):
+        values = decoded(data[start : start + step], source)
         with np.errstate(over="ignore"):  # too large for the type is infinite in it
             yield _encoded(values, target).view(np.uint8)
-
-
-def _decoded(data: np.ndarray, dtype: str) -> np.ndarray:
-    """As float64 or float32, exactly."""
-    data = np.frombuffer(data.tobytes(), np.uint8)  # aligned
-    if dtype == "bfloat16":  # the upper half of a float32
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return data.view(dtype)
 
 
 def _encoded(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ratfast import native
-from ratfast.checkpoints.header import open_input
-from ratfast.errors import InputError
+from ratfast.checkpoints.mapped import let_go, map_file
 
-_ROUND_BYTES = 256 << 20  # of all files together that are hashed at a time
+_ROUND_BYTES = 128 << 20  # of all files together that are hashed at a time
 _FILES = 64  # that are mapped at a time
 
 FileName = str | os.PathLike[str]
@@ -40,14 +37,16 @@ def sha256_streams(count: int) -> Streams:
     return _HashlibStreams(count) if native_streams is None else native_streams(count)
 
 
-def sha256_files(files: Sequence[FileName | Any], threads: int, stop: Stop | None = None) -> list[str]:
+def sha256_files(
+    files: Sequence[FileName | Any], threads: int | Callable[[], int], stop: Stop | None = None
+) -> list[str]:
     """SHA-256 of the content of files, in hexadecimal.
 
     Args:
         files: their names, or their content where it is mapped already: anything that lends contiguous bytes, such
             as `mmap.mmap` or an array of uint8. Files given by name are mapped, and their pages given back behind
             the place that is read.
-        threads: how many to use.
+        threads: how many to use; or a function that says so for every 128 MiB.
         stop: asked now and then whether to give up.
 
     Returns:
@@ -72,8 +71,8 @@ class _Content:
     """The bytes of a file."""
 
     def __init__(self, file: FileName | Any):
-        self._mapping = _map(file) if isinstance(file, str | os.PathLike) else None
-        self._bytes = memoryview(file if self._mapping is None else self._mapping)
+        self._is_own = isinstance(file, (str, os.PathLike))
+        self._bytes = map_file(file) if self._is_own else memoryview(file)
 
     def __len__(self) -> int:
         return self._bytes.nbytes
@@ -83,21 +82,11 @@ class _Content:
 
     def let_go(self, begin: int, end: int) -> None:
         """Tells the system that these bytes, the first at the start of a page, are not needed again."""
-        if isinstance(self._mapping, mmap.mmap) and begin < end:
-            self._mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        if self._is_own:
+            let_go(self._bytes[begin:end])
 
 
-def _map(path: FileName) -> mmap.mmap | bytes:
-    with open_input(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:  # empty, or not a regular file
-            return file.read()
-        try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
-
-
-def _digests(files: list[_Content], threads: int, stop: Stop | None) -> list[str]:
+def _digests(files: list[_Content], threads: int | Callable[[], int], stop: Stop | None) -> list[str]:
     """Each round hashes the same share of every file, so that all end together, however their sizes differ."""
     streams = sha256_streams(len(files))
     rounds = max(1, -(-sum(map(len, files)) // _ROUND_BYTES))
@@ -107,7 +96,8 @@ def _digests(files: list[_Content], threads: int, stop: Stop | None) -> list[str
             raise InterruptedError("hashing was given up")
         ends = [_share(len(file), number, rounds) for file in files]
         spans = list(zip(files, begins, ends, strict=True))
-        streams.update([file.piece(begin, end) for file, begin, end in spans], threads)
+        number_of_threads = threads() if callable(threads) else threads
+        streams.update([file.piece(begin, end) for file, begin, end in spans], number_of_threads)
         for file, begin, end in spans:
             file.let_go(begin, end)
         begins = ends
@@ -123,6 +113,8 @@ class _HashlibStreams:
     """`Streams` of hashlib: one message at a time per thread."""
 
     def __init__(self, count: int):
+        import hashlib
+
         self._hashes = [hashlib.sha256() for _ in range(count)]
 
     def update(self, buffers: Sequence[Any], threads: int) -> None:
@@ -131,6 +123,8 @@ class _HashlibStreams:
             raise ValueError("one buffer per stream is needed")
         if any(piece.itemsize != 1 or piece.ndim != 1 or not piece.contiguous for piece in pieces):
             raise ValueError("buffers must be contiguous bytes of one dimension")
+        from concurrent.futures import ThreadPoolExecutor
+
         jobs = list(zip(self._hashes, pieces, strict=True))
         jobs.sort(key=lambda job: job[1].nbytes, reverse=True)  # so that no long one starts last
         with ThreadPoolExecutor(max(1, threads)) as pool:

@@ -48,6 +48,23 @@ class Header:
     data_start: int
 
 
+@dataclass(frozen=True)
+class _Latest:
+    """The header that was parsed last: the checkpoints of a pool mostly have the same one, to the byte."""
+
+    text: bytes
+    layout: Layout
+    metadata: dict[str, str]
+
+
+_latest: _Latest | None = None
+
+
+def _remember(header: _Latest) -> None:
+    global _latest
+    _latest = header
+
+
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file is to be read as safetensors: by the suffix .safetensors, or whatever its name by its start.
 
@@ -111,6 +128,15 @@ def parse_header(path: str | os.PathLike[str], text: bytes, data_size: int) -> H
     Raises:
         InputError: anything is malformed, or an element type is not supported.
     """
+    latest = _latest
+    if latest is not None and latest.text == text and latest.layout.nbytes == data_size:
+        return Header(Path(path), latest.layout, dict(latest.metadata), 8 + len(text))
+    header = _parsed(path, text, data_size)
+    _remember(_Latest(text, header.layout, dict(header.metadata)))
+    return header
+
+
+def _parsed(path: str | os.PathLike[str], text: bytes, data_size: int) -> Header:
     fields = decode_object(text, "its header", lambda reason: _malformed(path, reason))
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

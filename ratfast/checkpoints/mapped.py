@@ -6,15 +6,16 @@ import contextlib
 import mmap
 import os
 import resource
+import stat
 
-import numpy as np
-
-from ratfast.checkpoints.header import Header, open_input, read_header
+from ratfast.checkpoints.header import open_input
 from ratfast.errors import InputError
-from ratfast.layout import Entry
+
+LARGE = 4 << 30
+"""Bytes of input from which pages are given back behind the place that is read."""
 
 
-def map_file(path: str | os.PathLike[str], *, writable: bool = False) -> np.ndarray:
+def map_file(path: str | os.PathLike[str], *, writable: bool = False) -> memoryview:
     """The content of a file, mapped.
 
     The mapping keeps the content as it was even when the name is given to another file, as this library's own
@@ -28,68 +29,43 @@ def map_file(path: str | os.PathLike[str], *, writable: bool = False) -> np.ndar
         writable: a private copy: what is written into it stays in memory and never reaches the file.
 
     Returns:
-        (bytes of the file,) uint8.
+        The bytes of the file. A mapping instead of an array, because what averages files needs no numpy, whose import
+        would be a good part of a command's time.
 
     Raises:
         InputError: the file cannot be opened.
     """
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     with open_input(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:  # nothing that could be mapped
-            return np.empty(0, np.uint8)
+        status = os.fstat(file.fileno())
+        if status.st_size == 0 and (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+            return memoryview(file.read())  # empty, or nothing that could be mapped, such as a pipe
         _allow_more_files(file.fileno())
         try:
             memory = mmap.mmap(file.fileno(), 0, access=access)
         except ValueError as error:  # such as a device
             raise InputError(f"{path} cannot be read: {error}") from None
-    return np.frombuffer(memory, np.uint8)
+    return memoryview(memory)
 
 
-def let_go(data: np.ndarray) -> None:
+def let_go(data: memoryview) -> None:
     """Tells the system that what is mapped read-only under `data` is not needed soon; nothing else changes.
 
     The pages stay in the page cache, but no longer count as this process's. Memory of other kinds is left alone.
 
     Args:
-        data: (bytes,) uint8, such as part of a `map_file`.
+        data: bytes, such as part of a `map_file`.
     """
-    whole = data
-    while isinstance(whole.base, np.ndarray):
-        whole = whole.base
-    memory = whole.base.obj if isinstance(whole.base, memoryview) else whole.base
-    if not isinstance(memory, mmap.mmap) or whole.flags.writeable:
+    memory = data.obj
+    if not isinstance(memory, mmap.mmap) or not data.readonly or data.nbytes == 0:
         return
-    start = data.ctypes.data - whole.ctypes.data
+    import numpy as np  # for addresses, which Python hides
+
+    start = np.frombuffer(data, np.uint8).ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
     begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (start + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end:
         memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-
-class MappedFile:
-    """The data of a safetensors file, mapped by `map_file`.
-
-    Args:
-        path: the file.
-        writable: a private copy: what is written into it stays in memory and never reaches the file.
-
-    Raises:
-        InputError: the file cannot be opened, or its header is malformed.
-    """
-
-    header: Header
-    row: np.ndarray  # (data bytes,) uint8
-
-    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False):
-        self.header = read_header(path)
-        memory = map_file(path, writable=writable)
-        if memory.size != self.header.data_start + self.header.layout.nbytes:
-            raise InputError(f"{path} changed its size while it was being opened")
-        self.row = memory[self.header.data_start :]
-
-    def bytes_of(self, entry: Entry) -> np.ndarray:
-        """The bytes of one tensor, (entry.nbytes,) uint8, not necessarily aligned to its element type."""
-        return self.row[entry.offset : entry.offset + entry.nbytes]
 
 
 def _allow_more_files(descriptor: int) -> None:

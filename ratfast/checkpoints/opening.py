@@ -9,7 +9,6 @@ from ratfast.checkpoints.finding import INDEX_SUFFIX
 from ratfast.checkpoints.header import ZIP_START, is_safetensors, open_input
 from ratfast.checkpoints.safetensors_file import open_safetensors
 from ratfast.checkpoints.shards import open_shards
-from ratfast.checkpoints.torch_file import open_torch_file
 from ratfast.errors import InputError
 
 _PROTOCOL = b"\x80"  # the first opcode of every pickle of torch.save
@@ -45,6 +44,10 @@ def open_file(path: str | os.PathLike[str], *, key: str | None = None, writable:
     with open_input(path) as file:
         start = file.read(4)
     if start == ZIP_START or start.startswith(_PROTOCOL):
+        from ratfast.checkpoints.torch_file import (
+            open_torch_file,  # with a pickle machine that few commands need
+        )
+
         return open_torch_file(path, key=key, writable=writable)
     raise InputError(
         f"{path} cannot be read as a PyTorch checkpoint: it starts neither like a file of torch.save nor like a "

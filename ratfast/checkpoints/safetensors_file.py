@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ratfast.checkpoints.checkpoint import Checkpoint, StoredTensor
-from ratfast.checkpoints.header import ALIASES_KEY, METADATA_KEY, Header, decode_metadata
-from ratfast.checkpoints.mapped import MappedFile
+from ratfast.checkpoints.checkpoint import Checkpoint
+from ratfast.checkpoints.header import ALIASES_KEY, METADATA_KEY, Header, decode_metadata, read_header
+from ratfast.checkpoints.mapped import map_file
 from ratfast.errors import InputError
 
 
@@ -21,21 +21,21 @@ def open_safetensors(path: str | os.PathLike[str], *, writable: bool = False) ->
     Raises:
         InputError: the file cannot be opened or is malformed.
     """
-    file = MappedFile(path, writable=writable)
-    layout = file.header.layout
-    note = decode_metadata(file.header)
-    aliases = _aliases(file.header, note.pop(ALIASES_KEY, {}))
+    header = read_header(path)
+    content = map_file(path, writable=writable)
+    if content.nbytes != header.data_start + header.layout.nbytes:
+        raise InputError(f"{path} changed its size while it was being opened")
+    note = decode_metadata(header)
+    aliases = _aliases(header, note.pop(ALIASES_KEY, {}))
     return Checkpoint(
-        file.header.path,
-        {
-            entry.name: StoredTensor(entry.shape, entry.dtype, entry.strides, file.bytes_of(entry))
-            for entry in layout
-        },
-        layout=layout,
-        row=file.row,
+        header.path,
+        None,
+        [content],
+        layout=header.layout,
+        row=content[header.data_start :],
         aliases=aliases,
         metadata=note,
-        strings={key: value for key, value in file.header.metadata.items() if key != METADATA_KEY},
+        strings={key: value for key, value in header.metadata.items() if key != METADATA_KEY},
     )
 
 

@@ -55,6 +55,7 @@ def open_shards(
     return Checkpoint(
         index,
         {name: tensors[name] for name in weight_map if name in tensors},
+        [content for shard in shards.values() for content in shard.contents],
         files=(index, *(index.parent / name for name in names)),
         names=tuple(weight_map),
         aliases=aliases,

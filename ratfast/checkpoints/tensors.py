@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ratfast.checkpoints.atomic import atomic_file
 from ratfast.checkpoints.checkpoint import Checkpoint
 from ratfast.checkpoints.names import is_buffer_name
 from ratfast.checkpoints.opening import open_checkpoint
-from ratfast.checkpoints.writing import as_bytes, write_chunks
+from ratfast.checkpoints.writing import as_bytes, encode_header, write_into
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, TensorSpec
@@ -47,6 +48,21 @@ def load_checkpoint(checkpoint: Checkpoint, *, mapped: bool = False) -> dict[str
     return {name: tensors[checkpoint.aliases.get(name, name)] for name in checkpoint.names}
 
 
+def map_row(checkpoint: Checkpoint) -> Tensor | None:
+    """The row of a checkpoint as (layout.nbytes,) uint8, mapped, or None where tensors cannot be views of one.
+
+    Args:
+        checkpoint: opened as writable.
+    """
+    if checkpoint.row is None or checkpoint.row.nbytes == 0:
+        return None
+    array = np.frombuffer(checkpoint.row, np.uint8)
+    aligned = array.ctypes.data % 8 == 0 and all(
+        entry.offset % BY_NAME[entry.dtype].itemsize == 0 for entry in checkpoint.layout
+    )
+    return torch.from_numpy(array) if aligned else None
+
+
 def save(
     state_dict: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
 ) -> None:
@@ -65,6 +81,18 @@ def save(
         InputError: an entry is not a dense tensor of a supported type, or the file cannot be written there.
         OSError: writing failed, such as on a full disk; nothing is left behind.
     """
+    with atomic_file(path) as file:
+        save_into(file, state_dict, metadata)
+
+
+def save_into(
+    file: BinaryIO,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    strings: Mapping[str, str] | None = None,
+) -> None:
+    """`save` into an open file; `strings` are further entries of its `__metadata__`."""
     aliases = _aliases(state_dict)
     layout = layout_of({name: state_dict[name] for name in state_dict if name not in aliases}).in_c_order()
 
@@ -72,7 +100,8 @@ def save(
         for entry in layout:
             yield tensor_bytes(state_dict[entry.name].detach().resolve_neg().to("cpu").contiguous())
 
-    write_chunks(path, layout, chunks(), metadata, aliases=aliases)
+    start = encode_header(layout, metadata, aliases=aliases, strings=strings)
+    write_into(file, start, layout, chunks())
 
 
 def layout_of(state_dict: Mapping[str, Tensor]) -> Layout:
@@ -143,15 +172,16 @@ def _aliases(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _mapped(entry: Entry, data: np.ndarray) -> Tensor:
-    if data.ctypes.data % BY_NAME[entry.dtype].itemsize or entry.nbytes == 0:
+def _mapped(entry: Entry, data: memoryview) -> Tensor:
+    array = np.frombuffer(data, np.uint8)
+    if array.ctypes.data % BY_NAME[entry.dtype].itemsize or entry.nbytes == 0:
         return _read(entry, data)  # legal in a file, but not for a tensor
-    elements = torch.from_numpy(data).view(getattr(torch, entry.dtype))
+    elements = torch.from_numpy(array).view(getattr(torch, entry.dtype))
     return elements.as_strided(entry.shape, entry.strides)
 
 
-def _read(entry: Entry, data: np.ndarray) -> Tensor:
+def _read(entry: Entry, data: memoryview) -> Tensor:
     tensor = torch.empty_strided(entry.shape, entry.strides, dtype=getattr(torch, entry.dtype))
     if entry.nbytes:
-        np.copyto(tensor_bytes(tensor.as_strided((entry.numel,), (1,))), data)
+        np.copyto(tensor_bytes(tensor.as_strided((entry.numel,), (1,))), np.frombuffer(data, np.uint8))
     return tensor

@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from ratfast.checkpoints.checkpoint import Checkpoint, StoredTensor
 from ratfast.checkpoints.containers import Storages, itemsize_of, read_legacy, read_zip
 from ratfast.checkpoints.descriptions import Tensor, Unsupported, make_table
@@ -51,10 +49,11 @@ def open_torch_file(
         ) from None
     except PickleError as error:
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from None
-    tensors, aliases = _place(path, found.tensors, storages, memory.size)
+    tensors, aliases = _place(path, found.tensors, storages, memory.nbytes)
     return Checkpoint(
         Path(path),
         tensors,
+        [memory],
         names=tuple(found.tensors),
         aliases=aliases,
         metadata=found.metadata,
@@ -105,14 +104,14 @@ def _check_kind(path: str | os.PathLike[str], name: str, tensor: Tensor | Unsupp
 
 
 def _memory(
-    path: str | os.PathLike[str], name: str, tensor: Tensor, first: int, storage: np.ndarray
-) -> np.ndarray:
+    path: str | os.PathLike[str], name: str, tensor: Tensor, first: int, storage: memoryview
+) -> memoryview:
     if 0 in tensor.shape:
         return storage[:0]
     itemsize = BY_NAME[tensor.dtype].itemsize
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     end = first + (last + 1) * itemsize
     own = tensor.storage
-    if end > (own.start + own.numel) * itemsize_of(own.dtype) or end > storage.size:
+    if end > (own.start + own.numel) * itemsize_of(own.dtype) or end > storage.nbytes:
         raise InputError(f"{path}: the tensor {name!r} reaches beyond its storage")
     return storage[first:end]

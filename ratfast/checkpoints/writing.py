@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ratfast.checkpoints.atomic import atomic_file
 from ratfast.checkpoints.header import ALIASES_KEY, HEADER_LIMIT, METADATA_KEY
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
 from ratfast.layout import Entry, Layout, contiguous_strides
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _ALIGNMENT = 64
 
@@ -101,11 +102,16 @@ def write_chunks(
     """
     start = encode_header(layout, metadata, aliases=aliases, strings=strings)
     with atomic_file(path) as file:
-        file.write(start)
-        for chunk in chunks:
-            file.write(chunk)
-        if file.tell() != len(start) + layout.nbytes:
-            raise ValueError(f"{file.tell() - len(start)} bytes were given for a row of {layout.nbytes}")
+        write_into(file, start, layout, chunks)
+
+
+def write_into(file: BinaryIO, start: bytes, layout: Layout, chunks: Iterable[Any]) -> None:
+    """Writes the content of `write_chunks` into an open file, after the `start` that `encode_header` made."""
+    file.write(start)
+    for chunk in chunks:
+        file.write(chunk)
+    if file.tell() != len(start) + layout.nbytes:
+        raise ValueError(f"{file.tell() - len(start)} bytes were given for a row of {layout.nbytes}")
 
 
 def write(
@@ -140,6 +146,8 @@ def write(
 
 def as_bytes(buffer: Any) -> np.ndarray:
     """A contiguous buffer as (bytes,) uint8, without copying it; a tensor on another device is fetched."""
+    import numpy as np
+
     array = np.asarray(buffer.cpu() if hasattr(buffer, "cpu") else buffer)
     if not array.flags.c_contiguous:
         raise ValueError("the row is not contiguous")
@@ -155,6 +163,8 @@ def _in_c_order(entry: Entry, row: np.ndarray) -> np.ndarray:
     data = row[entry.offset : entry.offset + entry.nbytes]
     if _is_c_order(entry) or entry.numel == 0:
         return data
+    import numpy as np
+
     itemsize = BY_NAME[entry.dtype].itemsize
     # Elements are moved as bytes of their width: numpy has no bfloat16, and nothing is computed here.
     elements = np.ndarray(

@@ -13,10 +13,9 @@ import click
 from click.core import ParameterSource
 
 from ratfast.averaging.files import Written, again, average_files, merge_files
-from ratfast.averaging.mergekit import read_mergekit
 from ratfast.averaging.methods import METHODS, has_base, method_options
 from ratfast.averaging.rules import BUFFERS
-from ratfast.checkpoints import find_checkpoints, open_checkpoint
+from ratfast.checkpoints import find_checkpoints, open_checkpoint, read_metadata
 from ratfast.checkpoints.header import PICKLED_SUFFIXES
 from ratfast.cli.context import CONTEXT
 from ratfast.cli.greedy import GREEDY, greedy
@@ -144,9 +143,10 @@ def average(
     """Average or merge checkpoints of one architecture into a safetensors file.
 
     Each CHECKPOINT is a file (safetensors, a *.index.json of shards, or one of torch.save, from which only tensors are
-    read), a folder of such files, or a pattern. The result notes the inputs, their SHA-256 and the method, and appears
-    under its name once it is complete. Where a method makes several files, each gets its place into its name, for
-    {alpha} in OUTPUT or before the suffix. The methods' papers and formulas: help(ratfast.averaging.methods).
+    read), a folder of such files, or a pattern; averages that stand among other checkpoints there are left out. The
+    result notes the inputs, their SHA-256 and the method, and appears under its name once it is complete. Where a
+    method makes several files, each gets its place into its name, for {alpha} in OUTPUT or before the suffix. The
+    methods' papers and formulas: help(ratfast.averaging.methods).
     """
     if Path(output).suffix.lower() in PICKLED_SUFFIXES:
         raise InputError(f"{output} would be a safetensors file: give it a name that ends in .safetensors")
@@ -167,6 +167,10 @@ def average(
         else:
             written = _combine(checkpoints, output, method, given, buffers, dtype)
     except OSError as error:
+        if error.filename is None:  # what is written has a name
+            raise click.ClickException(
+                f"a checkpoint could not be read: {error.strerror or error}"
+            ) from error
         raise click.ClickException(f"{output} could not be written: {error.strerror or error}") from error
     models = f"{written.models} checkpoint{'s' if written.models != 1 else ''}"
     for path in written.paths:
@@ -190,7 +194,7 @@ def _combine(
         raise click.UsageError("Missing argument 'CHECKPOINT...'.")
     method = method or ("weighted" if "weights" in given or "weights_for" in given else "uniform")
     method = method.replace("_", "-")
-    paths = [str(path) for path in find_checkpoints(checkpoints)]
+    paths = _inputs(checkpoints)
     if method == GREEDY:
         return greedy(paths, output, given, buffers, dtype)
     if method in SELECTIONS:
@@ -206,7 +210,35 @@ def _combine(
         )
 
 
+def _inputs(names: Sequence[str]) -> list[str]:
+    """The checkpoints that are meant. Of what a folder or a pattern finds, averages among other checkpoints are not.
+
+    An average that was written beside its inputs would otherwise be averaged with them the next time.
+    """
+    paths: list[str] = []
+    for name in names:
+        found = [str(path) for path in find_checkpoints(name)]
+        averages = [] if found == [name] else [path for path in found if _is_average(path)]
+        if 0 < len(averages) < len(found):
+            found = [path for path in found if path not in averages]
+            click.echo(
+                f"ratfast: left out of {name}, as they are averages themselves: {', '.join(averages)}",
+                err=True,
+            )
+        paths += found
+    return paths
+
+
+def _is_average(path: str) -> bool:
+    try:
+        return read_metadata(path).get("kind") == "average"
+    except InputError:  # which will be said when it is opened
+        return False
+
+
 def _configured(config: str, output: str, buffers: str, dtype: str | None) -> Written:
+    from ratfast.averaging.mergekit import read_mergekit
+
     merge = read_mergekit(config)
     with _progress([str(path) for path in merge.paths]) as progress:
         return merge_files(

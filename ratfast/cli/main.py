@@ -8,8 +8,8 @@ A subcommand's module is imported when that subcommand is invoked, so that help 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -35,7 +35,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
-    "report": ("ratfast.cli.report", "DomainBed's tables of a folder of runs."),
+    "report": ("ratfast.cli.report", "Tables of runs as DomainBed's, or a page about trainings."),
 }
 """Name: module, which holds a click command of that name, and one line of help."""
 
@@ -65,6 +65,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Finds the subcommand, or says which is nearest."""
         if args[0] not in SUBCOMMANDS and not args[0].startswith("-"):
+            import difflib  # for this alone
+
             nearest = difflib.get_close_matches(args[0], SUBCOMMANDS, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             ctx.fail(f"there is no command {args[0]!r}, expected one of {', '.join(SUBCOMMANDS)}{hint}")
@@ -107,7 +109,9 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
         warnings.showwarning = _warning_printer()
         arguments = list(sys.argv[1:] if args is None else args)
         # Not `Command.main`, which would print an empty line of its own on an interruption.
-        with load().make_context(prog, arguments) as ctx:
+        command = load()
+        gc.freeze()  # what was imported stays, and need not be looked at again
+        with command.make_context(prog, arguments) as ctx:
             ctx.command.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:

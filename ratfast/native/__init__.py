@@ -12,7 +12,6 @@ Environment:
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -126,6 +125,8 @@ def check_cuda(device: int) -> bool:
     with _lock:
         if "cuda" in _loaded and device not in _cuda_checked:
             _cuda_checked.add(device)
+            import ctypes  # for this alone
+
             probe = ctypes.CDLL(str(_loaded["cuda"])).ratfast_cuda_problem
             probe.restype = ctypes.c_char_p
             problem = probe(device)

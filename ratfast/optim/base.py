@@ -4,54 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ratfast import ops
 from ratfast.errors import InputError
 from ratfast.gradients import gradient_row
 from ratfast.optim import averaged, options, state_dicts
-from ratfast.optim.plan import Kept, Part, Plan, check_gradients
-from ratfast.optim.scaling import Factor, Scaling
+from ratfast.optim.alongside import Alongside, GoesAlong
+from ratfast.optim.plan import Kept, Part, Plan
+from ratfast.optim.plans import Plans
+from ratfast.optim.scaling import PLAIN, Factor, Scaling
 from ratfast.optim.state import StateTable
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-@dataclass
-class Alongside:
-    """What a step does in the same pass over the weights.
-
-    Attributes:
-        max_grad_norm: clip the gradients of all groups together to this norm, as `torch.nn.utils.clip_grad_norm_`.
-        ema_decay: keep an exponential moving average of the weights, of this decay.
-        swa: keep the mean of the weights after every step.
-        master_weights: step float32 masters of the bfloat16 and float16 parameters.
-        zero_grads: leave the gradients zero.
-    """
-
-    max_grad_norm: float | None = None
-    ema_decay: float | None = None
-    swa: bool = False
-    master_weights: bool = False
-    zero_grads: bool = False
-
-    def check(self) -> None:
-        """Raises ValueError if a value is out of range, or two exclude each other."""
-        norm, decay = self.max_grad_norm, self.ema_decay
-        if norm is not None and not norm > 0.0:
-            raise ValueError(f"Invalid max_grad_norm value: {norm}, expected a number above 0, or None")
-        if decay is not None and not 0.0 <= decay <= 1.0:
-            raise ValueError(f"Invalid ema_decay value: {decay}, expected a number from 0 to 1, or None")
-        if decay is not None and self.swa:
-            raise ValueError("ema_decay and swa are both given, expected one average")
-
-
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
     """An optimizer whose step is one pass over the weights; not for use by itself.
 
     A step runs eagerly: code under `torch.compile` steps out of its graph to call it.
@@ -266,14 +238,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         return {**self.defaults, **_missing_options(), **group}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._counts}
+        return {**super().__getstate__(), "_alongside": self._alongside, "_counts": self._plans.counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_loading", None)
         self.state = StateTable(self.state)
         self._forget_plans()
-        self._counts = state.get("_counts", {})
+        self._plans.counts.update(state.get("_counts", {}))
         for group in self.param_groups:
             for option, value in _missing_options().items():
                 if option in self.defaults:
@@ -290,74 +262,6 @@ class FusedOptimizer(torch.optim.Optimizer):
                 # In torch's older state dicts they are numbers.
                 entry["step"] = torch.as_tensor(entry["step"], dtype=torch.float32)
 
-    # What goes along with the step
-
-    @property
-    def max_grad_norm(self) -> float | None:
-        """The norm that the gradients of all groups together are clipped to; None does not clip."""
-        return self._alongside.max_grad_norm
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, value: float | None) -> None:
-        self._set("max_grad_norm", value)
-
-    @property
-    def ema_decay(self) -> float | None:
-        """The decay of the moving average from the next step on; None leaves the average as it is."""
-        return self._alongside.ema_decay
-
-    @ema_decay.setter
-    def ema_decay(self, value: float | None) -> None:
-        self._set("ema_decay", value)
-
-    def _set(self, name: str, value: Any) -> None:
-        changed = Alongside(**{**asdict(self._alongside), name: value})
-        changed.check()
-        self._alongside = changed
-        self._known_changes = -1  # no plan holds
-
-    @property
-    def grad_norm(self) -> Tensor | None:
-        """Norm of all gradients, unscaled and before clipping, at the latest step that measured it: a number on their
-        device, overwritten by the next. None before, or without `max_grad_norm` and `ratfast.optim.GradScaler`.
-        """
-        return self._scaling.norm
-
-    def found_inf_per_device(self) -> dict[torch.device, Tensor]:
-        """Whether the latest step that looked found gradients that are not finite: not 0 if so, and it was skipped."""
-        return self._scaling.found_inf
-
-    def averaged_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `model`, which this optimizer trains, with the averages in place of its parameters.
-
-        Buffers are the model's own: batch-norm statistics of averaged weights have to be estimated anew, as
-        `torch.optim.swa_utils.update_bn` or `ratfast.averaging.update_batch_norm` does.
-
-        Raises:
-            InputError: there is no average yet.
-        """
-        return averaged.averaged_state_dict(model, self.state)
-
-    def averaged_parameters(self) -> AbstractContextManager[None]:
-        """A context in which the parameters hold their averages, to evaluate, say; afterwards they are as before.
-
-        Raises:
-            InputError: there is no average yet.
-        """
-        return averaged.swapped(
-            [param for group in self.param_groups for param in group["params"]], self.state
-        )
-
-    def restart_average(self) -> None:
-        """Begins the average anew: of `swa` with the next step, of `ema_decay` with the parameters as they are."""
-        self._mean.restart()
-        with torch.no_grad():
-            for param, state in self.state.items():
-                if "averaged_param" in state:
-                    state["averaged_param"].copy_(state.get("master_param", param))
-                if "n_averaged" in state:
-                    state["n_averaged"].zero_()
-
     # Inside
 
     def _kept(self, group: Mapping[str, Any]) -> Kept:
@@ -366,68 +270,33 @@ class FusedOptimizer(torch.optim.Optimizer):
         return Kept(self._moments(group), self._counts_steps, alongside.master_weights, averages)
 
     def _forget_plans(self) -> None:
-        self._plans: list[Plan] = []
-        self._known_changes = -1
-        self._counts: dict[Tensor, Tensor] = {}
+        self._plans = Plans()
         self._scaling = Scaling()
         self._mean = averaged.Mean()
         self._zeroed: dict[int, tuple[Tensor, int]] = {}  # what the step left zero, and its version then
 
     def _current_plans(self) -> list[Plan]:
-        """A plan for each group, made anew where something has changed; gradients are brought."""
+        """A plan for each group, as `ratfast.optim.plans.Plans` keeps them; gradients are brought."""
         if type(self.state) is not StateTable:
             self.state = StateTable(self.state)
-            self._known_changes = -1
+            self._plans.forget()
         capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if capturing:
             self._check_capture()
-        changed = self._known_changes != self.state.changes.count
-        plans: list[Plan | None] = []
-        grads: list[list[Tensor | None]] = []
-        for number, group in enumerate(self.param_groups):
-            self._check_step(group)
-            plan = self._plans[number] if number < len(self._plans) and not changed else None
-            found = None
-            if plan is not None and plan.kept.moments == self._moments(group):
-                found = plan.grads(group["params"])
-            plans.append(None if found is None else plan)
-            grads.append([param.grad for param in group["params"]] if found is None else found)
-        if None in plans:
-            self._replace(plans, grads, capturing)
-        for plan, brought in zip(self._plans, grads, strict=True):
-            for part in plan.parts:
-                part.bring(brought)
-        return self._plans
-
-    def _replace(self, plans: list[Plan | None], grads: list[list[Tensor | None]], capturing: bool) -> None:
-        """Makes the plans that are None, after everything has been checked."""
-        if capturing:
+        if self._holds_averages:
             raise InputError(
-                f"{type(self).__name__} has to make a step with the same parameters and gradients before one can be "
-                "captured into a CUDA graph"
+                "the parameters hold their averages: steps are made outside of averaged_parameters()"
             )
-        for number, group in enumerate(self.param_groups):
-            if plans[number] is None:
-                kept = self._kept(group)
-
-                def name(index: int, group: dict[str, Any] = group, number: int = number) -> str:
-                    return state_dicts.name_of(group, number, index)
-
-                check_gradients(group["params"], grads[number], name)
-                for index, param in enumerate(group["params"]):
-                    if param in self.state:
-                        state_dicts.check_state(param, self.state[param], kept.names(), name(index))
-        for number, group in enumerate(self.param_groups):
-            if plans[number] is None:
-                kept = self._kept(group)
-                plans[number] = Plan(group["params"], grads[number], self.state, self._counts, kept)
-        self._plans = [plan for plan in plans if plan is not None]
-        if self._alongside.swa:
-            params = [
-                param for group in self.param_groups for param in group["params"] if param in self.state
-            ]
-            self._mean.attach(params, self.state)
-        self._known_changes = self.state.changes.count
+        for group in self.param_groups:
+            self._check_step(group)
+        plans, renewed = self._plans.current(self.param_groups, self.state, self._kept, capturing)
+        if renewed and self._alongside.swa:
+            self._mean.attach(
+                [param for group in self.param_groups for param in group["params"] if param in self.state],
+                self.state,
+            )
+            self._plans.accept_changes(self.state)
+        return plans
 
     def _check_step(self, group: Mapping[str, Any]) -> None:
         """Refuses hyperparameters that were changed to what they may not be since the group was added."""
@@ -452,6 +321,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _factors(self, parts: list[Part]) -> dict[torch.device, Factor]:
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self._alongside.max_grad_norm is None and grad_scale is None and found_inf is None:
+            return {part.device: PLAIN for part in parts}
         grads: dict[torch.device, list[Tensor]] = {}
         for part in parts:
             grads.setdefault(part.device, []).extend(part.grads)
@@ -471,7 +342,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _finish_averages(self, plans: list[Plan], factors: Mapping[torch.device, Factor]) -> None:
         for plan in plans:
             for param in plan.idle:
-                factor = factors.get(param.device, Factor())
+                factor = factors.get(param.device, PLAIN)
                 weight = self._average_weight(param.device)
                 averaged.follow_idle([param], self.state, weight, factor.found_inf)
         if self._alongside.swa:

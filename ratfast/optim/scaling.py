@@ -25,7 +25,8 @@ class Factor:
     found_inf: Tensor | None = None
 
 
-_PLAIN = Factor()
+PLAIN = Factor()
+"""A step on the gradients as they are."""
 
 
 class _Numbers:
@@ -108,8 +109,6 @@ class Scaling:
 
 def _given(device: torch.device, grad_scale: Tensor | None, found_inf: Tensor | None) -> Factor:
     """What a GradScaler that has checked the gradients hands over."""
-    if grad_scale is None and found_inf is None:
-        return _PLAIN
     return Factor(
         None if grad_scale is None else grad_scale.to(device, torch.float64).reciprocal(),
         None if found_inf is None else found_inf.to(device, torch.float32),

@@ -107,11 +107,12 @@ class FusedSGD(FusedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state in torch.optim's form, as `FusedAdam.state_dict`."""
         packed = super().state_dict()
+        counts = self._plans.counts
         for group, saved in zip(self.param_groups, packed["param_groups"], strict=True):
             # Dampening begins with the second step. To torch.optim a step is the first where there is no buffer, but
             # ours is there, of zeros, after a first step that was skipped.
             if group["dampening"] != 0:
                 for param, key in zip(group["params"], saved["params"], strict=True):
-                    if param in self._counts and self._counts[param] == 0 and key in packed["state"]:
+                    if param in counts and counts[param] == 0 and key in packed["state"]:
                         packed["state"][key].pop("momentum_buffer", None)
         return packed

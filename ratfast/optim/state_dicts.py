@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ratfast.errors import InputError
+from ratfast.optim.checks import check_state
 from ratfast.optim.plan import Kept, averaged_type, stepped_type
 
 if TYPE_CHECKING:
@@ -96,24 +97,6 @@ def _check_state(param: Tensor, state: Mapping[str, Any], kept: Kept, name: str,
             f"{', '.join(map(str, state))}, expected {', '.join(needed)}"
         )
     check_state(param, state, kept.names(), name)
-
-
-def check_state(param: Tensor, state: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
-    """Refuses states that cannot be those of a parameter.
-
-    Raises:
-        InputError: names the parameter and the state.
-    """
-    for key in keys:
-        value = state.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            raise InputError(f"the optimizer state {key} of {name} is no dense floating-point tensor")
-        if value.shape != param.shape:
-            raise InputError(
-                f"the optimizer state {key} of {name} has shape {list(value.shape)}, expected {list(param.shape)}"
-            )
 
 
 def widen(

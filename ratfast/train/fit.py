@@ -101,12 +101,12 @@ def fit(
     result = Fitted()
     loss_sum, loss_count = torch.zeros((), device=arena.device), 0
     optimizer = None
-    arena.zero_grad()
     model.train()
     for step, batch in zip(range(schedule.steps), loader, strict=False):
         probing = step < schedule.probe_steps
         if step in (0, schedule.probe_steps):
-            # A new Adam at the end of the probe, as in the official release.
+            # A new Adam at the end of the probe, as in the official release; it finds no gradients of before.
+            arena.zero_grad()
             parameters = model.classifier.parameters() if probing else model.parameters()
             optimizer = FusedAdam(
                 parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, zero_grads=True

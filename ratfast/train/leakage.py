@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from ratfast.data import DomainDataset
+from ratfast.data import Domain, DomainDataset
 
 _ENDS = 4096  # bytes of a file's beginning and end that are compared first
 
@@ -25,7 +25,7 @@ def warn_of_shared_images(datasets: Mapping[str, DomainDataset], target: str, te
         target: name of the target data set.
         test_env: index of its held-out domain, whose images matter most.
     """
-    own = {path: index for index, domain in enumerate(datasets[target].domains) for path in domain.paths}
+    own = {path: index for index, domain in enumerate(datasets[target].domains) for path in _used(domain)}
     by_size: dict[int, list[str]] = defaultdict(list)
     for path in own:
         by_size[_size(path)].append(path)
@@ -34,7 +34,7 @@ def warn_of_shared_images(datasets: Mapping[str, DomainDataset], target: str, te
             continue
         shared = {}
         for domain in dataset.domains:
-            for path in domain.paths:
+            for path in _used(domain):
                 twin = next((other for other in by_size.get(_size(path), ()) if _equal(path, other)), None)
                 if twin is not None:
                     shared[twin] = path
@@ -47,6 +47,11 @@ def warn_of_shared_images(datasets: Mapping[str, DomainDataset], target: str, te
                 "their labels, so accuracies on the target say less than they seem to",
                 stacklevel=2,
             )
+
+
+def _used(domain: Domain) -> list[str]:
+    """The files of a domain without those left out: two empty ones are no shared image."""
+    return [domain.paths[index] for index in domain.usable()]
 
 
 def _equal(path: str, other: str) -> bool:

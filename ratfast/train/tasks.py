@@ -49,8 +49,9 @@ class Tasks:
             for name in [recipe.data.target, *recipe.data.aux]
         }
         for name, dataset in self.datasets.items():
-            for departure in departures(dataset):
-                display.say(f"{name} is not as published: {departure}")
+            differing = departures(dataset)
+            if differing:
+                display.say(f"{name} is not as published: {'; '.join(differing)}")
         self.left_out: left_out.LeftOut = {}
         if recipe.data.on_bad_image == "skip":
             self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)

@@ -34,14 +34,15 @@ def write(buffer, values, dtype):
 
 
 def mix(outputs, sources, dtypes_out, dtypes_in, weights, threads):
-    assert len(sources) == len(dtypes_in) == weights.shape[1] and len(outputs) == weights.shape[0]
+    assert len(outputs) == len(weights)
+    assert all(len(sources) == len(dtypes_in) == len(row) for row in weights)
     assert threads > 0
     finite = True
     for k, tensors in enumerate(outputs):
         for t, output in enumerate(tensors):
             total = 0.0
             for n, source in enumerate(sources):
-                total = total + weights[k, n] * read(source[t], dtypes_in[n][t])
+                total = total + weights[k][n] * read(source[t], dtypes_in[n][t])
             finite &= write(output, total, dtypes_out[t])
     return finite
 

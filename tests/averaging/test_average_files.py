@@ -1,5 +1,6 @@
 """Averages of files into a file: the same numbers as `ratfast.average`, without torch, all or nothing."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -13,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ratfast
-from ratfast import InputError, checkpoints
-from ratfast.averaging import average_files, streaming
+from ratfast import InputError, checkpoints, native
+from ratfast.averaging import average_files, merge_files, streaming
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -178,6 +179,46 @@ def test_without_the_native_module(tmp_path, monkeypatch):
     states = [state(0), state(1)]
     average_files(write(tmp_path, states), tmp_path / "out.safetensors")
     assert_same_average(tmp_path / "out.safetensors", states)
+
+
+def test_several_outputs_all_or_none_and_foreign_strings(tmp_path, monkeypatch, core_or_torch):
+    """A file that cannot take its name leaves none of the others; what all headers say is kept."""
+    paths = []
+    for n in range(2):
+        paths.append(tmp_path / f"{n}.safetensors")
+        safetensors.torch.save_file(
+            {"a": torch.full((4,), float(n))}, paths[n], {"made": "here", "n": str(n)}
+        )
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / "o-0.5.safetensors").mkdir()
+    with pytest.raises(InputError, match="ordinary file"):
+        merge_files(paths, tmp_path / "o.safetensors", method="wise-ft", base=0, alpha=[0.25, 0.5])
+    (tmp_path / "o-0.5.safetensors").rmdir()
+    sync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        merge_files(paths, tmp_path / "o.safetensors", method="wise-ft", base=0, alpha=[0.25, 0.5])
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setattr(os, "fsync", sync)
+    written = merge_files(paths, tmp_path / "o.safetensors", method="wise-ft", base=0, alpha=[0.25, 0.5])
+    for path in written.paths:
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.metadata()["made"] == "here" and "n" not in file.metadata()
+
+
+@pytest.fixture(params=["core", "torch"])
+def core_or_torch(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr("ratfast.native.load_core", lambda: None)
+    elif native.load_core() is None:
+        pytest.skip("the native module is not built")
 
 
 def test_provenance(tmp_path, core):

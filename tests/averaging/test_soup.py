@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import ratfast
 from ratfast import InputError, Pool, greedy_soup
 from ratfast.averaging.soup import dagger
+from ratfast.checkpoints import save
 
 
 def brute_force(states, evaluate, order):
@@ -89,16 +90,36 @@ def test_nothing_drifts():
 @pytest.mark.parametrize("score", [lambda state: 0.0, lambda state: -state["a"].item()])
 @pytest.mark.parametrize(
     ("ranking", "reads", "evaluations"),
-    [({"order": [3, 1, 0, 2]}, 4, 4), ({"scores": [0.1, 0.4, 0.3, 0.2]}, 4, 4), ({}, 8, 7)],
+    [({"order": [3, 1, 0, 2]}, 4, 4), ({"scores": [0.1, 0.4, 0.3, 0.2]}, 4, 4), ({}, 4, 7)],
 )
 def test_reads_each_row_once(monkeypatch, ranking, reads, evaluations, score):
-    """Whether candidates stay or not; ranking by evaluation costs one more read of each."""
+    """Whether candidates stay or not; for ranking by evaluation they are handed over where they lie."""
     counted, called = [], []
     summands = Pool.summands
     monkeypatch.setattr(Pool, "summands", lambda self, index: counted.append(index) or summands(self, index))
     pool = Pool.open([{"a": torch.tensor([float(i)])} for i in range(4)])
     greedy_soup(pool, lambda state: called.append(0) or score(state), **ranking)
     assert (len(counted), len(called)) == (reads, evaluations)
+
+
+def test_models_alone_are_the_pools_own(tmp_path):
+    """Neither copied nor to be written to; buffers are those that the pool keeps."""
+    states = [
+        {"a": torch.full((3,), float(i)), "n.running_mean": torch.full((2,), float(i))} for i in range(3)
+    ]
+    for i, state in enumerate(states):
+        save(state, tmp_path / f"{i}.safetensors")
+    for models in (states, sorted(tmp_path.glob("*.safetensors"))):
+        with pytest.warns(UserWarning, match="keeps the batch-norm statistics"):
+            pool = Pool.open(models, buffers="keep")
+        seen = []
+        greedy_soup(
+            pool, lambda s, seen=seen: seen.append({k: v.clone() for k, v in s.items()}) or s["a"][0].item()
+        )
+        assert [s["a"].tolist() for s in seen[:3]] == [[i] * 3 for i in (0.0, 1.0, 2.0)]
+        assert all(s["n.running_mean"].tolist() == [0, 0] for s in seen)
+        with pytest.raises(InputError, match="wrote into the tensors of"):
+            greedy_soup(pool, lambda s: s["a"].add_(1).sum().item())
 
 
 def test_ranking_by_stored_scores():

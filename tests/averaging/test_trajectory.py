@@ -1,6 +1,7 @@
 """Weights along a run against the recurrences and algorithms of the papers, written out."""
 
 import math
+from collections import Counter, deque
 
 import numpy as np
 import pytest
@@ -48,6 +49,62 @@ def test_swad(losses, n_start, n_end, tolerance):
         assert (first + 1, last + 1) == expected
     weights = trajectory.swad_weights(losses, n_start=n_start, n_end=n_end, tolerance=tolerance)
     assert weights == [1 / (last - first + 1) if first <= n <= last else 0.0 for n in range(len(losses))]
+
+
+def swad_as_published(losses, n_converge, n_tolerance, ratio):
+    """The rule of the authors' published code, on numbers of evaluations: how often each model is in the average.
+
+    Returns:
+        The number of the model at which it converged, or None; how often each is averaged; whether the valley ended.
+    """
+    converge, smooth, start, level = deque(maxlen=n_converge), deque(maxlen=n_tolerance), None, math.inf
+    taken = Counter()
+    for number in range(len(losses)):
+        converge.append(number)
+        smooth.append(number)
+        if start is None:
+            if len(converge) < n_converge or losses[converge[0]] > min(losses[n] for n in converge):
+                continue
+            start = converge[0]
+            taken[start] += 1
+            level = sum(losses[n] for n in converge) / n_converge * (1 + ratio)
+            if n_tolerance < n_converge:
+                taken.update(list(converge)[1 : 1 + n_converge - n_tolerance])
+            elif n_tolerance > n_converge:
+                left = list(smooth)[: n_tolerance - n_converge + 1]
+                begin = max([at + 1 for at, n in enumerate(left) if losses[n] > level], default=0)
+                taken.update(left[begin + 1 :])
+        elif smooth[0] >= start:
+            if min(losses[n] for n in smooth) > level:
+                return start, taken, True
+            taken[smooth[0]] += 1
+    if start is not None:
+        smooth.popleft()
+        while smooth and min(losses[n] for n in smooth) <= level:
+            taken[smooth.popleft()] += 1
+    return start, taken, False
+
+
+@given(LOSSES, SETTINGS["n_start"], SETTINGS["n_end"], st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_swad_against_the_published_code(losses, n_start, n_end, ratio):
+    """Alike but for what the docstring says: to the left of the start, its count, and models above the level at the
+    end of a run."""
+    start, taken, ended = swad_as_published(losses, n_start, n_end, ratio)
+    first, last = trajectory.swad_range(losses, n_start=n_start, n_end=n_end, tolerance=1 + ratio)
+    if start is None:
+        assert first == last == len(losses) - 1
+        return
+    assert first == start and taken[start] >= 1
+    assert n_end > n_start or (taken[start] == 1 and min(taken) == start)
+    right = {number: count for number, count in taken.items() if number > start}
+    assert n_end > n_start or set(right.values()) <= {1}
+    missing = sorted(set(range(first + 1, last + 1)) - right.keys())
+    assert right.keys() <= set(range(first + 1, last + 1))
+    if ended:
+        assert not missing
+    level = (1 + ratio) * sum(losses[start : start + n_start]) / n_start
+    assert all(losses[number] > level for number in missing)
+    assert missing == list(range(last - len(missing) + 1, last + 1))
 
 
 def test_swad_counts_the_start_once():

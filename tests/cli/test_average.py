@@ -260,3 +260,40 @@ def test_warnings_are_a_line_each(tmp_path):
     )
     assert done.stderr.count("\n") == 1
     assert done.stdout.startswith("wrote ")
+
+
+def test_an_average_beside_its_inputs_is_not_averaged_again(tmp_path, monkeypatch):
+    """The same command gives the same result twice; named as a file, or among averages alone, it counts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for n in range(2):
+        checkpoints.save({"a": torch.full((4,), float(n))}, f"runs/{n}.safetensors")
+    for name, left_out in (("runs", False), ("runs", True), ("runs/*.safetensors", True)):
+        done = run("-o", "runs/o.safetensors", name)
+        assert done.exit_code == 0 and "average of 2 checkpoints" in done.stdout
+        said = "left out of " in done.stderr and "averages themselves: runs/o.safetensors" in done.stderr
+        assert said == left_out
+        assert checkpoints.load("runs/o.safetensors")["a"].tolist() == [0.5] * 4
+    done = run("-o", "b.safetensors", "runs/0.safetensors", "runs/o.safetensors")
+    assert checkpoints.load("b.safetensors")["a"].tolist() == [0.25] * 4
+    (tmp_path / "averages").mkdir()
+    for n in range(2):
+        assert run("-o", f"averages/{n}.safetensors", "runs/1.safetensors").exit_code == 0
+    assert run("-o", "c.safetensors", "averages").exit_code == 0
+    assert checkpoints.load("c.safetensors")["a"].tolist() == [1.0] * 4
+
+
+def test_how_many_checkpoints_went_into_it(tmp_path):
+    paths = [str(tmp_path / f"{n}.safetensors") for n in range(4)]
+    for n, path in enumerate(paths):
+        checkpoints.save({"a": torch.arange(4.0) * (n + 1)}, path)
+    output = str(tmp_path / "o.safetensors")
+    for options, count in (
+        (["--method", "task-arithmetic", "--base", paths[0], *paths[1:]], 3),
+        (["--method", "ties", *paths], 3),
+        (["--weights", "0.5,0,0.5,0", *paths], 2),
+        (["--method", "lawa", "-k", "1", *paths], 1),
+        (["--method", "max", *paths], 4),
+    ):
+        done = run("-o", output, *options)
+        assert f"average of {count} checkpoint{'s' if count > 1 else ''}, " in done.stdout, done.output

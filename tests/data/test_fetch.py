@@ -359,6 +359,9 @@ def test_unknown_names_and_folders_that_are_in_the_way(tmp_path):
     (tmp_path / "office_home").write_text("a file")
     with pytest.raises(InputError, match="office_home is there already"):
         fetch("OfficeHome", tmp_path)
+    (tmp_path / "PACS").symlink_to("nowhere")
+    with pytest.raises(InputError, match="PACS is there already"):
+        fetch("PACS", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         fetch("PACS", tmp_path / "file")

@@ -84,7 +84,7 @@ SHARED = np.zeros(16, dtype=np.uint8)
     [
         ([[BYTES]], [], ["float32"], [], np.empty((1, 0)), ValueError),
         ([[BYTES.copy()]], [[BYTES]], ["float32"], [["float32"]], np.ones((1, 2)), ValueError),
-        ([[BYTES.copy()]], [[BYTES]], ["float32"], [["float32"]], np.ones(1), ValueError),
+        ([[BYTES.copy()]], [[BYTES]], ["float32"], [["float32"]], np.ones(1), TypeError),
         ([[BYTES.copy()]], [[BYTES[:4]]], ["float32"], [["float32"]], np.ones((1, 1)), ValueError),
         ([[BYTES.copy()]], [[BYTES]], ["float32"], [["float16"]], np.ones((1, 1)), ValueError),
         ([[BYTES.copy()]], [[BYTES[:6]]], ["float32"], [["float32"]], np.ones((1, 1)), ValueError),

@@ -69,7 +69,7 @@ def test_every_short_length(make, threads):
 
 
 @kinds
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 20])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 11, 15, 16, 17, 20, 35, 70])
 def test_number_of_streams(make, count):
     messages = [RANDOM[n : n + 100_000 + 64 * (n % 3)] for n in range(count)]
     for threads in (1, 2, 3, 40):
@@ -179,3 +179,18 @@ def test_the_lowest_capability_has_none():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(NATIVE is None, reason="there are no instructions")
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])
+def test_narrow_and_wide_vectors(capability):
+    """Each way, where this machine has it, of enough messages for the wide one, by lengths far apart."""
+    code = (
+        "import hashlib; from ratfast import native; core = native.load_core()\n"
+        "messages = [bytes([n]) * (n * n * 997) for n in range(40)]\n"
+        "streams = core.Sha256Streams(40); streams.update(messages, 2)\n"
+        "assert streams.digests() == [hashlib.sha256(message).digest() for message in messages]"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"RATFAST_CPU_CAPABILITY": capability}, check=True
+    )

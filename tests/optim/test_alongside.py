@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from ratfast import InputError
 from ratfast.arena import Arena
+from ratfast.averaging import SWAD
 from ratfast.ema import ModelEma
 from ratfast.optim import FusedAdam, FusedAdamW, FusedSGD
 
@@ -211,6 +212,25 @@ def test_the_fused_mean_is_that_of_averaged_model():
         assert count.item() == averaged.n_averaged.item() == 7
 
 
+def test_swad_takes_the_means_between_evaluations():
+    losses = [2.0, 1.5, 1.0, 1.1, 1.2, 1.25, 1.5, 1.6, 1.7, 1.8, 1.9]
+    model = network()
+    optimizer = FusedSGD(model.parameters(), lr=0.01, swa=True)
+    dense, fused = SWAD(n_end=3), SWAD(n_end=3)
+    for evaluation, loss in enumerate(losses):
+        for step in range(5):
+            gradients(model, 5 * evaluation + step)
+            optimizer.step()
+            dense.update(model, val_loss=loss if step == 4 else None)
+        fused.update(optimizer.averaged_state_dict(model), val_loss=loss)
+        optimizer.restart_average()
+    assert dense.ended and fused.ended
+    assert dense.span[2] == 5 * fused.span[2]
+    expected, found = dense.average(), fused.average()
+    for name, _ in model.named_parameters():
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_averages_reach_the_model_and_leave_it():
     model = network()
     arena = Arena(model)
@@ -228,6 +248,8 @@ def test_averages_reach_the_model_and_leave_it():
         for name, param in model.named_parameters():
             assert torch.equal(param, averages[name])
         assert arena.is_intact()
+        with pytest.raises(InputError, match="the parameters hold their averages"):
+            optimizer.step()
     for mine, its in zip(before, model.parameters(), strict=True):
         assert torch.equal(mine, its)
     other = network()

@@ -8,7 +8,7 @@ import torch
 
 from ratfast import InputError
 from ratfast.optim import FusedAdam, FusedAdamW, FusedSGD
-from ratfast.optim.plan import check_gradients
+from ratfast.optim.checks import check_gradients
 
 KINDS = [FusedAdam, FusedAdamW, FusedSGD]
 

@@ -83,6 +83,15 @@ def test_the_probe_leaves_the_backbone_and_makes_no_graph_through_it() -> None:
         assert torch.equal(value, before[name]) != name.startswith("classifier."), name
 
 
+def test_a_probe_with_gradients_of_the_backbone_ends_the_same() -> None:
+    rows = []
+    for head_graph_only in (True, False):
+        model, arena = build()
+        train(model, arena, steps=4, probe_steps=2, head_graph_only=head_graph_only)
+        rows.append(arena.row_copy())
+    assert torch.equal(*rows)
+
+
 def test_after_the_probe_everything_but_the_statistics_is_trained() -> None:
     model, arena = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}

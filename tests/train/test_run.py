@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from rich.console import Console
 from ratfast import InputError, checkpoints, config, train
 from ratfast.averaging import average
 from ratfast.train.checkpoint_accuracy import checkpoint_accuracy
+from ratfast.train.leakage import warn_of_shared_images
 from ratfast.train.progress import Display
 from ratfast.train.report import closing_lines
 from ratfast.train.tasks import Tasks
@@ -402,3 +404,17 @@ def test_a_data_set_of_the_paper_that_is_not_as_published_is_said(data_dir, back
         "PACS is not as published: its domains are dark, grey, light, art_painting, cartoon, photo, sketch "
         "are published\n"
     )
+
+
+def test_unreadable_files_are_not_images_that_two_data_sets_share(data_dir, backbone_file, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    for place in ("Shapes/dark/red", "Near/one/red"):
+        (data / place / "0.png").write_bytes(b"")
+    values = tiny_values(data, backbone_file, tmp_path / "output")
+    values["data"] |= {"on_bad_image": "skip", "aux": ["Near"]}
+    tasks = Tasks(config.from_dict(values), torch.device("cpu"), Display(Console(file=io.StringIO())))
+    assert [len(record["images"]) for record in tasks.left_out.values()] == [1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_shared_images(tasks.datasets, "Shapes", 1)

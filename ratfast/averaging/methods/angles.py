@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ratfast.averaging.combination import Combination, Mix, Rows
 from ratfast.averaging.methods.arguments import numbers, split_base, spread
 from ratfast.averaging.rules import check_weights
 from ratfast.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PARALLEL = 1e-6  # radians; below this, the chord is the arc to float64's precision
 
@@ -79,6 +81,8 @@ def model_stock(rows: Rows, *, base: int = 0, per_tensor: bool = True) -> Combin
 
 def _grams(rows: Rows, per_tensor: bool) -> np.ndarray:
     """(T, N, N); the same total for every parameter unless `per_tensor`."""
+    import numpy as np
+
     grams = np.asarray(rows.grams())
     if not np.isfinite(grams).all():
         name = rows.parameters[int(np.argmin(np.isfinite(grams).all(axis=(1, 2))))]

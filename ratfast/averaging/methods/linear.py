@@ -9,7 +9,6 @@ from ratfast.averaging.combination import Combination, Mix, Rows
 from ratfast.averaging.methods.arguments import number, numbers, split_base, spread, whole
 from ratfast.averaging.rules import check_weights
 from ratfast.errors import InputError
-from ratfast.protocol import FUSING_RANGE, fusing_coefficients
 
 
 def uniform(rows: Rows) -> Combination:
@@ -102,7 +101,7 @@ def path(rows: Rows, *, points: int = 11) -> Combination:
     return Combination.mix(rows, weights, places)
 
 
-def fusing(rows: Rows, *, seed: int = 0, spread_by: float = FUSING_RANGE) -> Combination:
+def fusing(rows: Rows, *, seed: int = 0, spread_by: float | None = None) -> Combination:
     """Fusing at initialisation (arXiv 2204.03044, as in Model Ratatouille's code): a sum with random coefficients.
 
     `sum l_n x_n` with `l_n = exp(r u_n) / sum exp(r u_m)`, u uniform on (0, 1), drawn by Python's generator.
@@ -110,7 +109,7 @@ def fusing(rows: Rows, *, seed: int = 0, spread_by: float = FUSING_RANGE) -> Com
     Args:
         rows: the models.
         seed: of the draw.
-        spread_by: r; 0 is the mean.
+        spread_by: r; 0 is the mean. By default that of Model Ratatouille's code.
 
     Returns:
         One output.
@@ -118,7 +117,10 @@ def fusing(rows: Rows, *, seed: int = 0, spread_by: float = FUSING_RANGE) -> Com
     Raises:
         InputError: an option is out of range.
     """
-    coefficients = fusing_coefficients(whole("seed", seed, 0), len(rows), number("spread_by", spread_by))
+    from ratfast.protocol import FUSING_RANGE, fusing_coefficients  # which needs numpy, as plain sums do not
+
+    exponent = FUSING_RANGE if spread_by is None else number("spread_by", spread_by)
+    coefficients = fusing_coefficients(whole("seed", seed, 0), len(rows), exponent)
     return Combination.mix(rows, [coefficients])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from ratfast.averaging.combination import Column, Combination, Rows
@@ -125,6 +124,8 @@ def dare_ties(
 
 def tensor_key(name: str) -> int:
     """The key of a tensor's random numbers: 63 bits of the SHA-256 of its name."""
+    import hashlib
+
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
 
 

@@ -191,7 +191,7 @@ def _copy(answer: Answer, file: IO[bytes], name: str, watcher: Watcher) -> None:
     end, failure = answer.start, ""
     while not failure:
         try:
-            block = answer.body.read(_BLOCK)
+            block = answer.body.read1(_BLOCK)  # what has come, rather than waiting for a whole block
         except http.client.IncompleteRead as error:
             block, failure = error.partial, "the connection ended too early"
         except (OSError, http.client.HTTPException) as error:

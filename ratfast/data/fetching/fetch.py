@@ -58,7 +58,7 @@ def fetch(
     sources = _sources(entry, given)
     root = Path(data_dir).expanduser()
     target = catalogue.find_folder(root, entry.name)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
         raise InputError(
             f"{target} is there already, expected no such folder; `ratfast data check {entry.name} --data-dir "
             f"{root}` says whether it is whole"

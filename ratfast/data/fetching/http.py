@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import IO
 
 from ratfast.errors import InputError
 from ratfast.version import __version__
@@ -53,7 +52,7 @@ class Answer:
         complete: there is nothing after the position that was asked for.
     """
 
-    body: IO[bytes]
+    body: http.client.HTTPResponse
     start: int
     total: int | None
     version: str

@@ -21,7 +21,10 @@ LEAVES = {"default": []} | (
     if X86
     else {}
 )
-FLAGS = {"sha256_blocks_x86.cpp": ["-mavx", "-msha"] if X86 else []}
+FLAGS = {
+    "sha256_blocks_x86.cpp": ["-mavx", "-msha"] if X86 else [],
+    "sha256_blocks_avx512.cpp": ["-mavx512f", "-mavx512bw"] if X86 else [],
+}
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 ROUNDS = {"address": 40, "thread": 12}
 
