@@ -12,7 +12,8 @@ images of each domain at 224x224, augmented and normalised, in float32 (bfloat16
 
 Evaluation is a pass over all images, as normalised batches of 64: `official` decodes each time (FastDataLoader),
 `ratfast-kept` serves them from the cache of decoded images. `floor-*` decodes alone, on as many threads as there are
-cores. Before it is timed, every contestant makes what its workers may have made ahead: a DataLoader two batches per worker.
+cores. Before it is timed, every training contestant makes what its workers may have made ahead: a DataLoader two
+batches per worker. In evaluation the official loader's first two batches of a domain are made ahead, to its favour.
 
 Arguments: `--json FILE` (for record.py).
 
