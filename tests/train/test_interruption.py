@@ -4,13 +4,14 @@ import signal
 
 import pytest
 import torch
-from test_fit import FixedLoader, build, validation
 
 from ratfast.averaging import SWAD, MovingAverage
 from ratfast.train.fit import Schedule, Training
 from ratfast.train.interruption import Interruptions
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.validation import Validator
+
+from .test_fit import FixedLoader, build, validation
 
 SCHEDULE = Schedule(
     steps=6, probe_steps=2, eval_every=2, lr=1e-3, weight_decay=1e-4, precision="float32"

@@ -20,7 +20,8 @@ from ratfast import InputError, checkpoints, config, train
 from ratfast.averaging import average
 from ratfast.train.checkpoint_accuracy import checkpoint_accuracy
 from ratfast.train.leakage import warn_of_shared_images
-from ratfast.train.progress import Display
+from ratfast.train.progress import Display, RunProgress
+from ratfast.train.records import read_rows
 from ratfast.train.report import closing_lines
 from ratfast.train.tasks import Tasks
 
@@ -192,6 +193,48 @@ def test_several_trials_are_averaged_each_and_together(data_dir, backbone_file, 
         "uniform_trial0", "greedy_trial0", "uniform_trial1", "greedy_trial1", "dagger"
     }  # fmt: skip
     assert len(summary["averages"]["dagger"]["members"]) == 2
+
+
+@pytest.mark.parametrize("updates", [1, 4, 7, 13])
+def test_stopped_within_a_run_it_goes_on_there(
+    updates, finished, data_dir, backbone_file, tmp_path, monkeypatch
+) -> None:
+    """By a signal, after so many updates of the whole recipe: the run's state is kept, not only finished runs."""
+    made = 0
+    step = RunProgress.step
+
+    def stop(progress, images):
+        nonlocal made
+        step(progress, images)
+        made += 1
+        if made == updates:
+            raise KeyboardInterrupt
+
+    recipe = config.from_dict(tiny_values(data_dir, backbone_file, tmp_path / "output"))
+    with monkeypatch.context() as patched:
+        patched.setattr(RunProgress, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(recipe)
+    assert len(list((tmp_path / "output").rglob("*.snapshot"))) == 1
+    console = Console(file=io.StringIO(), width=200)
+    summary = train.run(recipe, console)
+    assert "goes on after update" in console.file.getvalue()
+    assert not list((tmp_path / "output").rglob("*.snapshot"))
+    whole, expected = finished
+    for key in ("val", "test"):
+        assert [run[key] for run in summary["members"]] == [run[key] for run in expected["members"]]
+    for path in whole.rglob("*.safetensors"):
+        again = tmp_path / "output" / path.relative_to(whole)
+        ours, theirs = checkpoints.load(again), checkpoints.load(path)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), (
+            path
+        )
+    for path in whole.rglob("results.jsonl"):
+        rows, again = (
+            [{key: value for key, value in row.items() if key != "args"} for row in read_rows(file.parent)]
+            for file in (path, tmp_path / "output" / path.relative_to(whole))
+        )
+        assert again == rows, path
 
 
 @pytest.mark.slow
