@@ -16,7 +16,15 @@ LAYERS = [
     {"ratfast", "ratfast.errors", "ratfast.version", "ratfast.dtypes", "ratfast.lazy", "ratfast.catalogue"},
     {"ratfast.layout", "ratfast.protocol"},
     {"ratfast.native", "ratfast.checkpoints"},
-    {"ratfast.reference", "ratfast.ops", "ratfast.data", "ratfast.models"},
+    # The image operator is data's own: it belongs to no engine, and falls back on torchvision.
+    {
+        "ratfast.reference",
+        "ratfast.ops",
+        "ratfast.image_reference",
+        "ratfast.image_ops",
+        "ratfast.data",
+        "ratfast.models",
+    },
     {
         "ratfast.config",
         "ratfast.rows",

@@ -62,5 +62,7 @@ def _write(folder: Path, page: Path | None, plots: Path | None, logs: Path | Non
         from ratfast.report.tensorboard import write_tensorboard
 
         click.echo(f"The histories of {len(write_tensorboard(sections, logs))} runs are in {logs}")
-    for sentence in dict.fromkeys(sentence for section in sections for sentence in section.output.missing):
-        click.echo(f"ratfast: {sentence}", err=True)
+    for section in sections:
+        where = f"{section.output.folder}: " if len(sections) > 1 else ""
+        for sentence in section.output.missing:
+            click.echo(f"ratfast: {where}{sentence}", err=True)

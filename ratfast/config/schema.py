@@ -18,6 +18,7 @@ from ratfast.models import registry
 _INT_MAX = 2**31 - 1
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=_INT_MAX)]
 _Index: TypeAlias = Annotated[int, Meta(ge=0, le=_INT_MAX)]
+_Gib: TypeAlias = Annotated[float, Meta(ge=0, le=2**20)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 
 ROWS = ("vanilla", "erm", "moving-average", "swad", "soups", "inter-training", "fusing", "ratatouille")
@@ -41,8 +42,14 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         test_env: the domain of the target held out for testing, by index in alphabetical order or by name.
         aux: the data sets to fine-tune on first, named likewise.
         holdout_fraction: share of each domain kept for validation.
-        backend: what reads and augments images; "auto" takes DALI where it works.
+        backend: what decodes images; "auto" takes DALI for CUDA devices and torchvision elsewhere.
         image_size: side of the square images in pixels.
+        train_cache_side: unset, training images are decoded whenever they are drawn; else they are decoded once, and
+            kept with their shorter side resized to so many pixels if it is longer (`ratfast.data.training_cache`
+            says what that does to the crops).
+        train_cache_gib: most memory for them, in GiB; images beyond it are decoded whenever they are drawn.
+        eval_cache_gib: most memory for decoded evaluation images, in GiB; domains beyond it are decoded at each use.
+        eval_cache_device_gib: most memory of a CUDA device for them, in GiB; what does not fit goes to the former.
         on_bad_image: what an image that cannot be read does: "error" ends the command and names it; "skip" leaves it
             out, of training, validation and test: every image is decoded once before anything is split.
     """
@@ -54,6 +61,10 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     holdout_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     backend: Literal["auto", "dali", "torchvision"] = "auto"
     image_size: Annotated[int, Meta(ge=8, le=8192)] = 224
+    train_cache_side: Annotated[int, Meta(ge=8, le=8192)] | None = None
+    train_cache_gib: _Gib = 8.0
+    eval_cache_gib: _Gib = 16.0
+    eval_cache_device_gib: _Gib = 8.0
     on_bad_image: Literal["error", "skip"] = "error"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ratfast.data.files import BadImage, check_images, find_bad_images
     from ratfast.data.folders import Domain, DomainDataset, scan
     from ratfast.data.loader import Batch, Loader, build_loader
+    from ratfast.data.training_cache import TrainingCache
 
 __all__ = [
     "BACKENDS",
@@ -27,6 +28,7 @@ __all__ = [
     "Domain",
     "DomainDataset",
     "Loader",
+    "TrainingCache",
     "build_loader",
     "check_images",
     "decode",
@@ -44,6 +46,7 @@ _HOMES = {
     "Domain": "folders",
     "DomainDataset": "folders",
     "Loader": "loader",
+    "TrainingCache": "training_cache",
     "build_loader": "loader",
     "check_images": "files",
     "decode": "decoded",

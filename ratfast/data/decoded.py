@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ def decode(
         device: where the images are made.
         backend: "auto", "dali" or "torchvision".
         progress: told how far it is.
-        threads: decoding threads; as many as this process may use, at most 16, if None.
+        threads: decoding threads; as many as this process may use, at most 3, if None.
 
     Returns:
         uint8 (N, 3, S, S), channels-last.
@@ -47,7 +47,7 @@ def decode(
     if image_size < 1:
         raise InputError(f"the image size must be at least 1, but it is {image_size}")
     out = torch.empty((len(paths), image_size, image_size, 3), dtype=torch.uint8, device=device)
-    _decode_rows(out, range(len(paths)), paths, backend, progress, threads)
+    _decode_rows(out, range(len(paths)), paths, backend, progress, threads, out.device)
     return out.permute(0, 3, 1, 2)
 
 
@@ -58,32 +58,31 @@ def _decode_rows(
     backend: str,
     progress: Progress | None,
     threads: int | None,
+    device: torch.device,
 ) -> None:
-    """Decode the files into rows of `out`, uint8 (N, S, S, 3), reading one batch ahead."""
+    """Decode the files on `device` into rows of `out`, uint8 (N, S, S, 3), reading one batch ahead."""
     if not len(paths):
         return
     opened = open_backend(
         backend,
         image_size=out.shape[1],
         max_batch=min(_BATCH, len(paths)),
-        device=out.device,
+        device=device,
         threads=threads,
     )
     starts = range(0, len(paths), _BATCH)
-    with ThreadPoolExecutor(4, thread_name_prefix="ratfast-read") as readers:
-        try:
-            reading = [readers.submit(read_image, path) for path in paths[:_BATCH]]
-            for start in starts:
-                following = paths[start + _BATCH : start + 2 * _BATCH]
-                ahead = [readers.submit(read_image, path) for path in following]
-                pixels = opened.resize([future.result() for future in reading]).permute(0, 2, 3, 1)
-                out[torch.as_tensor(rows[start : start + _BATCH], device=out.device)] = pixels
-                reading = ahead
-                if progress is not None:
-                    progress(min(start + _BATCH, len(paths)), len(paths))
-        finally:
-            readers.shutdown(wait=False, cancel_futures=True)
-            opened.close()
+    try:
+        reading = [opened.pool.submit(read_image, path) for path in paths[:_BATCH]]
+        for start in starts:
+            following = paths[start + _BATCH : start + 2 * _BATCH]
+            ahead = [opened.pool.submit(read_image, path) for path in following]
+            pixels = opened.resize([future.result() for future in reading]).permute(0, 2, 3, 1)
+            out[torch.as_tensor(rows[start : start + _BATCH], device=out.device)] = pixels.to(out.device)
+            reading = ahead
+            if progress is not None:
+                progress(min(start + _BATCH, len(paths)), len(paths))
+    finally:
+        opened.close()
 
 
 @dataclass(eq=False)
@@ -95,13 +94,15 @@ class _Store:
 class DecodedCache:
     """Decodes each evaluation image once per process and serves any subset of them.
 
-    Safe to share between threads. An image is decoded when it is first asked for.
+    Safe to share between threads. An image is decoded when it is first asked for. A domain is kept on the device if
+    there is room within `max_device_bytes`, else on the CPU if there is room within `max_bytes`; else what is asked
+    for is decoded anew each time.
 
     Args:
-        device: where the images are kept and served.
+        device: where images are decoded, and kept if there is room.
         backend: "auto", "dali" or "torchvision".
-        max_bytes: most memory to keep; a domain that would exceed it is decoded anew each time. No limit if
-            None.
+        max_bytes: most memory to use on the CPU; no limit if None.
+        max_device_bytes: most memory to use on `device`, if that is not the CPU; no limit if None.
         progress: told how far a decoding is.
     """
 
@@ -111,11 +112,14 @@ class DecodedCache:
         device: torch.device | str = "cpu",
         backend: str = "auto",
         max_bytes: int | None = None,
+        max_device_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._backend = backend
-        self._max_bytes = max_bytes
+        self._limits = {torch.device("cpu"): max_bytes}
+        if self._device.type != "cpu":
+            self._limits = {self._device: max_device_bytes} | self._limits  # the first that has room
         self._progress = progress
         self._stores: dict[tuple[str, str, int], _Store] = {}
         self._lock = threading.Lock()
@@ -141,7 +145,7 @@ class DecodedCache:
             indices: which samples, in which order; all of the domain, in its order, if None.
 
         Returns:
-            uint8 (len(indices), 3, S, S), channels-last, on the cache's device. Not to be written to.
+            uint8 (len(indices), 3, S, S), channels-last, where the domain is kept. Not to be written to.
 
         Raises:
             InputError: there is no such domain or sample, or an image cannot be decoded; names it.
@@ -165,11 +169,13 @@ class DecodedCache:
             missing = np.unique(rows[~store.done[rows]])
             if missing.size:
                 paths = [chosen_domain.paths[i] for i in missing.tolist()]
-                _decode_rows(store.pixels, missing.tolist(), paths, self._backend, self._progress, None)
+                _decode_rows(
+                    store.pixels, missing.tolist(), paths, self._backend, self._progress, None, self._device
+                )
                 store.done[missing] = True
         pixels = store.pixels
         if indices is not None:
-            pixels = pixels[torch.as_tensor(rows, device=self._device)]
+            pixels = pixels[torch.as_tensor(rows, device=pixels.device)]
         return pixels.permute(0, 3, 1, 2)
 
     def clear(self) -> None:
@@ -178,10 +184,13 @@ class DecodedCache:
             self._stores.clear()
 
     def _store(self, key: tuple[str, str, int], count: int) -> _Store | None:
-        if key not in self._stores:
-            size = count * key[2] * key[2] * 3
-            if self._max_bytes is not None and self.nbytes + size > self._max_bytes:
-                return None
-            pixels = torch.empty((count, key[2], key[2], 3), dtype=torch.uint8, device=self._device)
-            self._stores[key] = _Store(pixels, np.zeros(count, bool))
-        return self._stores[key]
+        if key in self._stores:
+            return self._stores[key]
+        shape = (count, key[2], key[2], 3)
+        for device, limit in self._limits.items():
+            used = sum(s.pixels.numel() for s in self._stores.values() if s.pixels.device == device)
+            if limit is None or used + math.prod(shape) <= limit:
+                pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+                self._stores[key] = _Store(pixels, np.zeros(count, bool))
+                return self._stores[key]
+        return None

@@ -7,16 +7,17 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ratfast.data.augmentation import Augmentation, draw_augmentation, draw_samples
+from ratfast.data.augmentation import Augmentation, Draws, draw_augmentation, draw_samples
 from ratfast.data.backend import Backend, open_backend
 from ratfast.data.files import EncodedImage, read_image
 from ratfast.data.folders import DomainDataset
+from ratfast.data.training_cache import TrainingCache
 from ratfast.errors import InputError
 
 
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     """The images of one step, `batch_size` of each training domain, domain after domain.
 
     Attributes:
-        images: float32 (domains * batch_size, 3, S, S), channels-last, normalised.
+        images: (domains * batch_size, 3, S, S) float32 or bfloat16, channels-last, normalised.
         labels: int64 (domains * batch_size,).
     """
 
@@ -37,12 +38,15 @@ class _Prepared(NamedTuple):
     ready: torch.cuda.Event | None
 
 
+_Item = torch.Tensor | EncodedImage  # decoded before, or not
+
+
 class Loader:
     """Makes training batches; build it with `build_loader`.
 
     Samples are drawn with replacement within each domain, as DomainBed's infinite loaders draw them.
-    Iterating decodes ahead in the background; leaving the loop stops that. Use it as a context manager, or
-    call `close`.
+    Iterating decodes ahead in the background; leaving the loop stops that. Its whole state is the seed and the
+    number of the next step (`state_dict`). Use it as a context manager, or call `close`.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class Loader:
         device: torch.device,
         augmentation: Augmentation | None,
         prefetch: int,
-        readers: int,
+        cache: TrainingCache | None,
     ) -> None:
         self._samples = samples
         self._backend = backend
@@ -65,7 +69,8 @@ class Loader:
         self._augmentation = augmentation
         self._prefetch = prefetch
         self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="ratfast-read")
+        self._cache = cache
+        self._next = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._producers: list[_Producer] = []
         self._closed = False
@@ -98,7 +103,31 @@ class Loader:
         return self._hand_over(self._make(step, self._start_reading(step)))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
+        """Iterate over all batches from the next step of the loader's state on, and count them there."""
+        for batch in self.batches(self._next):
+            self._next += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches that iterating will yield next: `seed` and `step`."""
+        return {"seed": self._seed, "step": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader of the same images and batch size was; iterators already begun are not moved.
+
+        Args:
+            state: from `state_dict`.
+
+        Raises:
+            InputError: it is not such a state.
+        """
+        if set(state) != {"seed", "step"} or not all(isinstance(value, int) for value in state.values()):
+            raise InputError(
+                f"a loader's state must hold the integers seed and step, but it is {dict(state)}"
+            )
+        if state["step"] < 0:
+            raise InputError(f"a loader's step must not be negative, but it is {state['step']}")
+        self._seed, self._next = state["seed"], state["step"]
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Iterate over batches, decoding ahead in the background.
@@ -132,7 +161,6 @@ class Loader:
         atexit.unregister(self.close)
         for producer in list(self._producers):
             producer.stop()
-        self._readers.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._backend.close()
 
@@ -151,22 +179,37 @@ class Loader:
             raise InputError(f"a step must not be negative, but it is {step}")
         return draw_samples(self._seed, step, [len(paths) for paths, _ in self._samples], self._batch_size)
 
-    def _start_reading(self, step: int) -> list[Future[EncodedImage]]:
+    def _start_reading(self, step: int) -> list[Future[_Item]]:
         return [
-            self._readers.submit(read_image, paths[position])
+            self._backend.pool.submit(self._fetch, paths[position])
             for (paths, _), row in zip(self._samples, self._positions(step), strict=True)
             for position in row.tolist()
         ]
 
-    def _make(self, step: int, reading: list[Future[EncodedImage]]) -> _Prepared:
+    def _fetch(self, path: str) -> _Item:
+        kept = None if self._cache is None else self._cache.get(path)
+        return read_image(path) if kept is None else kept
+
+    def _make(self, step: int, reading: list[Future[_Item]]) -> _Prepared:
         images = [future.result() for future in reading]
         draws = draw_augmentation(self._augmentation, self._seed, step, len(images))
         labels = np.concatenate(
             [labels[row] for (_, labels), row in zip(self._samples, self._positions(step), strict=True)]
         )
         with self._lock, torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            batch = Batch(self._backend.augment(images, draws), torch.from_numpy(labels).to(self._device))
+            batch = Batch(self._augmented(images, draws), torch.from_numpy(labels).to(self._device))
             return _Prepared(batch, self._stream.record_event() if self._stream else None)
+
+    def _augmented(self, images: list[_Item], draws: Draws) -> torch.Tensor:
+        if self._cache is None:
+            return self._backend.augment(images, draws)
+        encoded = {image.path: image for image in images if isinstance(image, EncodedImage)}
+        pixels = self._backend.shrink(list(encoded.values()), self._cache.side) if encoded else []
+        self._cache.keep(list(encoded), pixels)
+        decoded = dict(zip(encoded, pixels, strict=True))
+        found = [decoded[image.path] if isinstance(image, EncodedImage) else image for image in images]
+        # A batch is made on one device, the first image's: what is kept on the CPU may meet what was just decoded.
+        return self._backend.augment_decoded([image.to(found[0].device) for image in found], draws)
 
     def _hand_over(self, prepared: _Prepared) -> Batch:
         """Order the caller's stream after the one the batch was made on."""
@@ -238,7 +281,9 @@ def build_loader(
     seed: int,
     device: torch.device | str = "cpu",
     augmentation: Augmentation | None = Augmentation(),  # noqa: B008 - frozen
+    dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    cache: TrainingCache | None = None,
     prefetch: int = 2,
     threads: int | None = None,
 ) -> Loader:
@@ -255,9 +300,11 @@ def build_loader(
         seed: the run's seed; with the step it decides everything random.
         device: where the batches are made.
         augmentation: what is drawn; None only resizes.
-        backend: "auto", "dali" or "torchvision"; "auto" takes DALI where it works.
+        dtype: of the images, torch.float32 or torch.bfloat16.
+        backend: "auto", "dali" or "torchvision"; see `ratfast.data.backend.open_backend`.
+        cache: keeps the images decoded, at its resolution; each is decoded every time if None.
         prefetch: batches made ahead.
-        threads: decoding threads; as many as this process may use, at most 16, if None.
+        threads: threads that decode; as many as this process may use, at most 3, if None.
 
     Returns:
         The loader.
@@ -291,6 +338,7 @@ def build_loader(
         device=device,
         mean=mean,
         std=std,
+        dtype=dtype,
         threads=threads,
     )
     return Loader(
@@ -301,5 +349,5 @@ def build_loader(
         device=device,
         augmentation=augmentation,
         prefetch=prefetch,
-        readers=4,
+        cache=cache,
     )

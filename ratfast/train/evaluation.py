@@ -44,17 +44,18 @@ def extract_features(
 
     Args:
         model: in evaluation mode.
-        images: `(N, 3, S, S)` uint8.
+        images: `(N, 3, S, S)` uint8, on the model's device or on the CPU.
         precision: `"float32"` or `"bfloat16"`.
         progress: called with the number of images done so far and their number in all.
 
     Returns:
-        `(N, D)` on the images' device.
+        `(N, D)` on the model's device.
     """
     features = []
-    with autocast(images.device, precision):
+    device = next(model.parameters()).device
+    with autocast(device, precision):
         for number, batch in enumerate(images.split(BATCH_SIZE), 1):
-            features.append(model.features(normalised(batch, model)))
+            features.append(model.features(normalised(batch.to(device), model)))
             if progress is not None:
                 progress(min(number * BATCH_SIZE, len(images)), len(images))
     return torch.cat(features)
@@ -84,8 +85,8 @@ def correct_mask(
 
     Args:
         model: any mode.
-        images: `(N, 3, S, S)` uint8.
-        labels: `(N,)` int64 on the same device.
+        images: as in `extract_features`.
+        labels: `(N,)` int64 on the model's device.
         precision: `"float32"` or `"bfloat16"`.
         progress: as in `extract_features`.
     """

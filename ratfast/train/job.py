@@ -63,12 +63,13 @@ def run_job(job: Job, context: Context) -> None:
     )
     progress = context.display.begin(job.name, job.steps)
     batch_size = recipe.train.batch_size
+    dtype = torch.bfloat16 if context.precision == "bfloat16" else torch.float32
     along = {name: start_along(name, job.steps) for name in job.along}
     data_of = (job.dataset, job.test_env, job.trial_seed)
     with ExitStack() as open_files:
         splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
         validator = Validator(model, splits, context.precision, job.test_env)
-        loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed))
+        loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
         fitted = fit(model, arena, loader, validator, schedule, progress.step, progress.evaluated, along)
 
     held_out = HeldOut(job, context) if job.test_env is not None and job.stage != "probe" else None

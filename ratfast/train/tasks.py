@@ -20,6 +20,8 @@ from ratfast.train.augmented import AugmentedSplit
 from ratfast.train.progress import Display
 from ratfast.train.validation import AugmentedImages, Images, PlainImages, Split
 
+_GIB = 2**30
+
 
 class Tasks:
     """The target and the auxiliary data sets, scanned and checked.
@@ -63,7 +65,16 @@ class Tasks:
         self._decoded = data.DecodedCache(
             device=device,
             backend=recipe.data.backend,
+            max_bytes=int(recipe.data.eval_cache_gib * _GIB),
+            max_device_bytes=int(recipe.data.eval_cache_device_gib * _GIB),
             progress=partial(display.count, "decoding images for evaluation"),
+        )
+        side = recipe.data.train_cache_side
+        # On the CPU, whose memory is larger: from there, batches are made on its cores.
+        self._training = (
+            None
+            if side is None
+            else data.TrainingCache(side, max_bytes=int(recipe.data.train_cache_gib * _GIB))
         )
 
     def check_split(self, dataset: str, test_env: int | None) -> None:
@@ -104,6 +115,7 @@ class Tasks:
         batch_size: int,
         model: Classifier,
         seed: int,
+        dtype: torch.dtype = torch.float32,
     ) -> data.Loader:
         """Endless training batches: `batch_size` images of each training domain's training split."""
         return data.build_loader(
@@ -118,7 +130,9 @@ class Tasks:
             std=model.normalisation.std,
             seed=seed,
             device=self._device,
+            dtype=dtype,
             backend=self._data.backend,
+            cache=self._training,
         )
 
     def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:

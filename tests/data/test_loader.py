@@ -1,13 +1,18 @@
+import hashlib
 import itertools
+import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ratfast.data import Augmentation, build_loader, scan
+from ratfast.data import Augmentation, TrainingCache, build_loader, scan
 from ratfast.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -183,6 +188,85 @@ def test_bad_input(root, options, complaint):
 def test_negative_step(root):
     with make(root) as loader, pytest.raises(InputError, match="-1"):
         loader.batch_at(-1)
+
+
+def digest(batches):
+    """A digest of the next batches, images and labels."""
+    found = hashlib.sha256()
+    for batch in batches:
+        found.update(batch.images.float().cpu().numpy().tobytes() + batch.labels.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def resume(root, device, state):
+    """In another process: the digest of the 100 batches after a state."""
+    code = (
+        "import sys, json; sys.path.insert(0, 'tests/data'); import itertools, test_loader as t;"
+        f"loader = t.make({str(root)!r}, image_size=24, device={str(device)!r}, threads=2);"
+        f"loader.load_state_dict(json.loads({json.dumps(state)!r}));"
+        "print(t.digest(itertools.islice(loader, 100))); loader.close()"
+    )
+    folder = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[-1]
+
+
+def test_saved_in_the_middle_restored_in_another_process(root, device):
+    with make(root, image_size=24, device=device) as loader:
+        assert loader.state_dict() == {"seed": 3, "step": 0}
+        iterator = iter(loader)
+        for _ in range(7):
+            next(iterator)
+        state = loader.state_dict()
+        assert state == {"seed": 3, "step": 7}
+        expected = digest(itertools.islice(iterator, 100))
+    assert resume(root, device, state) == expected
+
+
+def test_state_of_another_seed(root):
+    with make(root, seed=5) as one, make(root, seed=6) as other:
+        next(iter(one))
+        other.load_state_dict(one.state_dict())
+        assert same(next(iter(other)), one.batch_at(1))
+
+
+@pytest.mark.parametrize("state", [{}, {"seed": 1}, {"seed": 1, "step": "2"}, {"seed": 1, "step": -1}])
+def test_bad_state(root, state):
+    with make(root) as loader, pytest.raises(InputError, match=r"loader's st"):
+        loader.load_state_dict(state)
+
+
+def test_at_most_eight_threads(root, backend_name):
+    """The process's own first one, and no process beside it."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests/data'); import os, torch, test_loader as t;"
+        "torch.set_num_threads(1);"
+        f"loader = t.make({str(root)!r}, {backend_name!r}, threads=None);"
+        "iterator = iter(loader); [next(iterator) for _ in range(5)];"
+        "children = open(f'/proc/self/task/{os.getpid()}/children').read().split();"
+        "print(len(os.listdir('/proc/self/task')), len(children)); loader.close()"
+    )
+    folder = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    threads, children = map(int, done.stdout.split()[-2:])
+    assert threads <= 8 and children == 0
+
+
+def test_two_runs_in_one_process_do_not_disturb_each_other(root):
+    cache = TrainingCache(64)
+    with make(root, seed=1) as alone:
+        expected = [batch for batch, _ in zip(alone, range(4), strict=False)]
+    with make(root, seed=1, cache=cache) as one, make(root, seed=2, cache=cache) as other:
+        for batch, between, kept in zip(one, other, expected, strict=False):
+            assert not same(batch, between)
+            assert batch.images.shape == kept.images.shape and torch.equal(batch.labels, kept.labels)
+        again = [one.batch_at(step) for step in range(4)]
+    with make(root, seed=1, cache=TrainingCache(64)) as fresh:
+        assert all(same(fresh.batch_at(step), batch) for step, batch in enumerate(again))
 
 
 @pytest.mark.cuda

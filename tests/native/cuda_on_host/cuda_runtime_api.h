@@ -63,6 +63,13 @@ inline double __dmul_rn(double a, double b) { return a * b; }  // compiled witho
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 
+template <class T>
+T atomicAdd(T* p, T value) {
+  const T before = *p;
+  *p += value;
+  return before;
+}
+
 // The threads of a block, each on a stack of its own that serves all launches.
 class Block {
  public:

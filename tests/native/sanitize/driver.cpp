@@ -12,6 +12,7 @@
 #include "capability.h"
 #include "combine.h"
 #include "gram.h"
+#include "image.h"
 #include "kth.h"
 #include "mix.h"
 #include "norm.h"
@@ -325,6 +326,64 @@ void check_adam(const ParallelFor& parallel_for) {
   }
 }
 
+// A resize in plain loops: of rows (step of a pixel) or of columns.
+std::vector<int> resized(const std::vector<int>& pixels, int height, int width, int out, bool along_rows) {
+  const ResizeAxis axis = resize_axis(along_rows ? width : height, out);
+  const int out_height = along_rows ? height : out, out_width = along_rows ? out : width;
+  std::vector<int> result(static_cast<std::size_t>(out_height) * out_width * 3);
+  std::vector<int> weights(axis.most);
+  for (int place = 0; place < out; ++place) {
+    int first = 0;
+    const int count = resize_weights(axis, place, first, weights.data());
+    for (int other = 0; other < (along_rows ? height : width); ++other) {
+      for (int c = 0; c < 3; ++c) {
+        int sum = kWeightHalf;
+        for (int i = 0; i < count; ++i) {
+          const int y = along_rows ? other : first + i, x = along_rows ? first + i : other;
+          sum += pixels[(y * width + x) * 3 + c] * weights[i];
+        }
+        const int y = along_rows ? other : place, x = along_rows ? place : other;
+        result[(y * out_width + x) * 3 + c] = sum >> kWeightBits;
+      }
+    }
+  }
+  return result;
+}
+
+void check_images(const ParallelFor& parallel_for) {
+  const int count = 1 + below(5), height = 1 + below(70), width = 1 + below(70);
+  std::vector<ImageSource> sources;
+  std::vector<std::unique_ptr<std::uint8_t[]>> memory;
+  std::vector<std::vector<int>> expected;
+  for (int n = 0; n < count; ++n) {
+    const int h = 1 + below(60), w = 1 + below(90), gap = below(3) * 5;
+    const std::int64_t stride = 3 * w + gap,
+                       size = stride * (h - 1) + 3 * w;  // nothing behind the last pixel
+    memory.emplace_back(new std::uint8_t[static_cast<std::size_t>(size)]);
+    std::vector<int> pixels(static_cast<std::size_t>(h) * w * 3);
+    for (std::int64_t i = 0; i < size; ++i) memory.back()[i] = static_cast<std::uint8_t>(below(256));
+    for (int i = 0; i < h * w * 3; ++i) pixels[i] = memory.back()[i / (w * 3) * stride + i % (w * 3)];
+    const bool flip = below(2) != 0, lower = lowers_first(h, w, height, width);
+    sources.push_back(
+        {memory.back().get(), stride, h, w, flip, {n == 0 ? 0 : below(32), 1.2f, 0.7f, 1.3f, below(256)}});
+    expected.push_back(lower ? resized(resized(pixels, h, w, height, false), height, w, width, true)
+                             : resized(resized(pixels, h, w, width, true), h, width, height, false));
+  }
+  const std::size_t size = static_cast<std::size_t>(height) * width * 3;
+  const std::unique_ptr<float[]> out(new float[count * size]);
+  transform_images(sources, {out.get(), ImageType::f32, height, width, {1, 1, 1}, {0, 0, 0}}, parallel_for);
+  for (int n = 0; n < count; ++n) {
+    for (std::size_t i = 0; i < size; ++i) {
+      const float got = out[n * size + i];
+      expect(got >= 0 && got <= 255, "image", got, 255);
+      const std::size_t pixel = i / 3, row = pixel / width, x = pixel % width;
+      const std::size_t from = (row * width + (sources[n].flip ? width - 1 - x : x)) * 3 + i % 3;
+      if (sources[n].colours.operations == 0)
+        expect(got == expected[n][from], "resize", got, expected[n][from]);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -338,6 +397,7 @@ int main(int, char** arguments) {
     check_square_sum(parallel_for);
     check_sgd(parallel_for);
     check_adam(parallel_for);
+    check_images(parallel_for);
   }
   std::puts(cpu_capability());
 }

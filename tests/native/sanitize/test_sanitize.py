@@ -49,10 +49,12 @@ def driver(request, tmp_path_factory) -> tuple[Path, int]:
     if probe.returncode != 0 or subprocess.run([folder / "empty"], check=False).returncode != 0:
         pytest.skip(f"the compiler lacks the runtime of the sanitizer {request.param}")
 
-    jobs = [
-        (CORE / "leaf.cpp", name, [*extra, f"-DRATFAST_LEAF=leaf_{name}"]) for name, extra in LEAVES.items()
-    ]
-    sources = [path for path in sorted(CORE.glob("*.cpp")) if path.name != "leaf.cpp"]
+    jobs = []
+    for name, extra in LEAVES.items():
+        jobs.append((CORE / "leaf.cpp", name, [*extra, f"-DRATFAST_LEAF=leaf_{name}"]))
+        image = [*extra, f"-DRATFAST_IMAGE_LEAF=image_leaf_{name}"]
+        jobs.append((CORE / "image_leaf.cpp", f"image_{name}", image))
+    sources = [path for path in sorted(CORE.glob("*.cpp")) if path.name not in ("leaf.cpp", "image_leaf.cpp")]
     jobs += [(path, path.stem, FLAGS.get(path.name, [])) for path in [HERE / "driver.cpp", *sources]]
 
     def build(job) -> Path:

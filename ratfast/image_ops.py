@@ -1,0 +1,68 @@
+"""The torch operator `ratfast::transform_images_`: from uint8 pixels to a batch, in one pass.
+
+It crops, resizes, flips, changes colours and normalises as torchvision's transforms do with PIL images, to the bit.
+The native libraries register implementations for the CPU and for CUDA; where they are not loaded, torchvision itself
+does it (`ratfast.image_reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ratfast import image_reference, native
+
+COLOUR_BITS = {"brightness": 1, "contrast": 2, "saturation": 4, "hue": 8, "grayscale": 16}
+"""The colour operations, in the order they are carried out, and their bits in `operations`."""
+
+OUTPUT_DTYPES = (torch.uint8, torch.float32, torch.bfloat16)
+
+_library = torch.library.Library("ratfast", "FRAGMENT")
+_library.define(
+    "transform_images_(Tensor(a!) out, Tensor[] images, Tensor boxes, Tensor flips, Tensor factors, "
+    "Tensor operations, Tensor scale, Tensor shift, int threads) -> ()"
+)
+_library.impl("transform_images_", image_reference.transform_images_, "CompositeExplicitAutograd")
+native.load_torch_libraries()
+
+
+def transform_images_(
+    out: Tensor,
+    images: Sequence[Tensor],
+    boxes: Tensor,
+    flips: Tensor,
+    factors: Tensor,
+    operations: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    threads: int = 1,
+) -> None:
+    """Makes a batch of N images: crop, antialiased bilinear resize, flip, colours, normalisation.
+
+    Each step rounds to 8 bits as PIL does, the resize after each of its two axes; contrast is about the mean grey of
+    the resized image, after brightness; the hue is shifted in an HSV of 8 bits a channel.
+
+    Args:
+        out: (N, H, W, 3) uint8, float32 or bfloat16, contiguous, on the CPU or a CUDA device; written. Values are
+            `x * scale[c] + shift[c]` of x from 0 to 255, or x itself in uint8.
+        images: N tensors (h, w, 3) uint8 on the device of `out`, each row without gaps.
+        boxes: (N, 4) int64 on the CPU, like all that follows: top, left, height and width of the crop, in pixels.
+        flips: (N,) int64, nonzero mirrors left and right.
+        factors: (N, 4) float32: brightness, contrast and saturation as torchvision's `adjust_*` take them, and the
+            hue shift in 256ths of a turn, 0 to 255.
+        operations: (N,) int64: the sum of the COLOUR_BITS of what to carry out.
+        scale: (3,) float32.
+        shift: (3,) float32.
+        threads: of the CPU.
+
+    Raises:
+        RuntimeError: a tensor has another shape, type or device, or a box does not lie in its image.
+    """
+    arguments = (out, list(images), boxes, flips, factors, operations, scale, shift, threads)
+    if out.is_cuda and not (native.covers("cuda") and native.check_cuda(out.device.index or 0)):
+        image_reference.transform_images_(*arguments)
+    else:
+        torch.ops.ratfast.transform_images_(*arguments)

@@ -1,0 +1,57 @@
+"""The CUDA image pass, compiled for the host: indexing and arithmetic, where there is no GPU."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from image_cases import SCALE, SHIFT, random_arguments
+
+from ratfast.image_ops import OUTPUT_DTYPES, transform_images_
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> ctypes.CDLL:
+    """The library under test."""
+    if shutil.which("g++") is None or not (ROOT / "csrc/cuda/image.cu").is_file():
+        pytest.skip("no g++, or no sources here")
+    folder = Path(__file__).parent / "cuda_on_host"
+    library = tmp_path_factory.mktemp("cuda") / "image.so"
+    flags = ["-std=c++20", "-O2", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
+    subprocess.run(["g++", *flags, *includes, folder / "image_entry.cpp", "-o", library], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+@pytest.mark.parametrize("dtype", OUTPUT_DTYPES)
+@pytest.mark.parametrize(("count", "size"), [(1, (17, 16)), (5, (40, 31)), (40, (9, 13))])
+def test_it_makes_the_cpus_bits(kernels, dtype, count, size):
+    images, boxes, flips, factors, operations = random_arguments(count, count, longest=90)
+    expected = torch.empty(count, *size, 3, dtype=dtype)
+    transform_images_(expected, images, boxes, flips, factors, operations, SCALE, SHIFT)
+    found = torch.full((count + 1, *size, 3), 7).to(dtype)
+    status = kernels.transform(
+        count,
+        (ctypes.c_void_p * count)(*[image.data_ptr() for image in images]),
+        (ctypes.c_longlong * count)(*[image.stride(0) for image in images]),
+        pointer(boxes),
+        pointer(flips),
+        pointer(factors),
+        pointer(operations),
+        pointer(found),
+        OUTPUT_DTYPES.index(dtype),
+        *size,
+        pointer(SCALE),
+        pointer(SHIFT),
+    )
+    assert status == 0
+    assert torch.equal(found[:count], expected)
+    assert (found[count] == 7).all()
