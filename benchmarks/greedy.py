@@ -70,7 +70,7 @@ def official_way(paths: list[Path], evaluate: Evaluate, load: Callable[[Path], S
 def greedy_way(paths: list[Path], evaluate: Evaluate) -> State:
     """This project's, from opening the files to the selected average."""
     pool = ratfast.Pool.open(paths, buffers="keep")
-    return pool.average(ratfast.greedy_soup(pool, evaluate).weights)
+    return ratfast.greedy_soup(pool, evaluate).average()
 
 
 def ascending() -> Evaluate:
@@ -101,7 +101,7 @@ def greedy_reads(paths: list[Path]) -> tuple[State, int]:
         return mix(outputs, sources, *arguments, **options)
 
     with mock.patch.object(ops, "mix_", counting):
-        soup = pool.average(ratfast.greedy_soup(pool, ascending()).weights)
+        soup = ratfast.greedy_soup(pool, ascending()).average()
     return soup, reads
 
 

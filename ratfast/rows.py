@@ -106,10 +106,15 @@ def entry_view(section: Tensor, entry: Entry, start: int) -> Tensor:
 
 def row_views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a row, (layout.nbytes,) uint8, by name; they share its memory."""
+    sections: dict[str, tuple[Tensor, int]] = {}  # by type the row's aligned elements, and where they begin
     found = {}
     for entry in layout:
-        piece = row[entry.offset : entry.offset + entry.nbytes].view(getattr(torch, entry.dtype))
-        found[entry.name] = piece.as_strided(entry.shape, entry.strides)
+        if entry.dtype not in sections:
+            start = -row.storage_offset() % entry.itemsize
+            size = max(row.numel() - start, 0) // entry.itemsize * entry.itemsize
+            sections[entry.dtype] = row[start : start + size].view(getattr(torch, entry.dtype)), start
+        section, start = sections[entry.dtype]
+        found[entry.name] = entry_view(section, entry, start)
     return found
 
 

@@ -36,6 +36,11 @@ class ModelRow:
         return [flat(self.tensors[section.name]) for section in sections]
 
     @property
+    def is_inference(self) -> bool:
+        """Whether it was made in inference mode, so that torch refuses to write to it outside."""
+        return any(tensor.is_inference() for tensor in self.tensors.values())
+
+    @property
     def versions(self) -> list[int] | None:
         """How often each tensor has been written to, as torch counts it; None where it does not."""
         try:

@@ -121,16 +121,20 @@ class Pool:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def average(self, w: Iterable[float] | None = None) -> dict[str, Tensor]:
+    def average(self, w: Iterable[float] | None = None, row: ModelRow | None = None) -> dict[str, Tensor]:
         """The sum of the rows weighted by `w`, one finite number for each model; by default 1 / N each.
 
+        Args:
+            w: the weights.
+            row: from `new_row`, to be written to; by default a new one.
+
         Returns:
-            New tensors by name, on the pool's device, views of one row.
+            Tensors by name, on the pool's device, views of one row.
 
         Raises:
             InputError: the weights are not N finite numbers.
         """
-        return self._mix([check_weights(w, len(self))])[0]
+        return self._mix([check_weights(w, len(self))], None if row is None else [row])[0]
 
     def mix(self, W: Tensor | Iterable[Iterable[float]]) -> list[dict[str, Tensor]]:
         """K weighted sums, with every row read once for all of them.
@@ -242,9 +246,11 @@ class Pool:
         if self.policy == "average" and self._kept:
             self._fill(row.tensors, weights)
 
-    def _mix(self, weights: Sequence[Sequence[float]]) -> list[dict[str, Tensor]]:
+    def _mix(
+        self, weights: Sequence[Sequence[float]], rows: Sequence[ModelRow] | None = None
+    ) -> list[dict[str, Tensor]]:
         counted = [n for n in range(len(self)) if any(w[n] != 0.0 for w in weights)] or [0]
-        rows = [self.new_row() for _ in weights]
+        rows = rows or [self.new_row() for _ in weights]
         ops.mix_(
             [self.sections_of(row) for row in rows],
             [self.summands(n) for n in counted],

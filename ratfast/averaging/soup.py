@@ -16,18 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ratfast import ops
 from ratfast.averaging.files import average_files
+from ratfast.averaging.growing import GrowingSoup, shares
 from ratfast.averaging.members import Model
-from ratfast.averaging.model_rows import ModelRow, new_row
+from ratfast.averaging.model_rows import ModelRow
 from ratfast.averaging.pool import Pool
 from ratfast.averaging.selection import dagger_list, rank
 from ratfast.averaging.tensors import average
 from ratfast.checkpoints.tensors import save
 from ratfast.errors import InputError
 from ratfast.version import __version__
-
-_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """The result of a greedy selection; `pool.average(soup.weights)` is the soup.
+    """The result of a greedy selection; `average()` is the soup, the same as `pool.average(soup.weights)`.
 
     Attributes:
         weights: one for each model of the pool: 1 / number of members, or 0.
@@ -75,6 +73,9 @@ class GreedySoup:
     members: list[int]
     log: list[Trial]
     _pool: Pool = field(repr=False, compare=False)
+    _rows: list[ModelRow] = field(
+        default_factory=list, repr=False, compare=False
+    )  # free for the first average
 
     @property
     def score(self) -> float:
@@ -82,8 +83,12 @@ class GreedySoup:
         return [trial.score for trial in self.log if trial.accepted][-1]
 
     def average(self) -> dict[str, Tensor]:
-        """The soup itself: new tensors by name, on the pool's device."""
-        return self._pool.average(self.weights)
+        """The soup itself: new tensors by name, on the pool's device.
+
+        The first call gives the memory in which `evaluate` found the averages: new memory would take longer than the
+        sum.
+        """
+        return self._pool.average(self.weights, self._rows.pop() if self._rows else None)
 
     def note(self) -> dict[str, Any]:
         """What is to be said about the selection beside an average's weights, as JSON-able values.
@@ -133,9 +138,9 @@ def greedy_soup(
 ) -> GreedySoup:
     """Selects the models whose average scores best, greedily.
 
-    A running sum is kept (in float64 on the CPU), so that a candidate costs one read of its own row, whatever the
-    size of the soup: N reads in all. The sum with a rejected candidate is dropped, not subtracted from, so nothing
-    drifts. Models that are evaluated alone are handed over where they lie.
+    All but the last few members are kept as a running sum (in float64 on the CPU), so that a candidate costs a few
+    reads of rows, whatever the size of the soup. A rejected candidate never gets into the sum, so nothing drifts.
+    Models that are evaluated alone are handed over where they lie.
 
     Args:
         pool: the models.
@@ -169,26 +174,25 @@ def greedy_soup(
         if len(set(order)) != len(order) or not order or not all(0 <= i < len(pool) for i in order):
             raise InputError(f"order is {order}, expected different numbers from 0 to {len(pool) - 1}")
 
-    trial = _Trial(pool)
+    soup = GrowingSoup(pool)
     best: float | None = None
-    members: list[int] = []
     log: list[Trial] = []
     for index in order:
-        if evaluated and not members:
+        if evaluated and not soup.members:
             score = alone[index]  # is known already
-        elif not members:
+        elif not soup.members:
             score = _score_alone(pool, evaluate, index)
         else:
-            score = _number(evaluate(trial.with_candidate(members, index)))
+            score = _number(evaluate(soup.with_candidate(index)))
         accepted = score > -math.inf and (best is None or bool(accept(score, best)))
         log.append(Trial(index, pool.names[index], score, best, accepted, alone.get(index)))
         if accepted:
             best = score
-            members.append(index)
-            trial.accept(index)
-    if not members:
+            soup.accept(index)
+    if not soup.members:
         raise InputError("no model has a score that is a number, so there is nothing to select")
-    return GreedySoup(_weights(len(pool), members), members, log, pool)
+    rows = [] if soup.row is None or soup.row.is_inference else [soup.row]
+    return GreedySoup(shares(len(pool), soup.members), soup.members, log, pool, rows)
 
 
 def dagger(trials: Iterable[Iterable[Model]], *, buffers: str = "error") -> dict[str, Tensor]:
@@ -205,42 +209,6 @@ def dagger(trials: Iterable[Iterable[Model]], *, buffers: str = "error") -> dict
         InputError: there are no runs, a file stands twice, or the models do not fit together.
     """
     return average(dagger_list(trials), buffers=buffers)
-
-
-class _Trial:
-    """The soup that is tried: one row, written anew for every candidate, and the sum that it is the mean of."""
-
-    def __init__(self, pool: Pool):
-        self._pool = pool
-        self._members = 0
-        self._total: list[Tensor] = []  # of the members; of one member its own summands, read where they are
-        self._row: ModelRow | None = None
-        self._spare: list[list[Tensor]] = []  # memory for sums: with the candidate, and without it
-
-    def with_candidate(self, members: Sequence[int], index: int) -> dict[str, Tensor]:
-        """The average of the members and a candidate, valid until the next one."""
-        if self._row is None:
-            self._row = self._pool.new_row()
-            self._state = self._pool.state(self._row)
-            self._mean = self._pool.sections_of(self._row)
-            self._spare = [_wide(self._mean) for _ in range(2)]
-        size = len(members) + 1
-        ops.mix_(
-            [self._spare[0], self._mean],
-            [self._total, self._pool.summands(index)],
-            [[1.0, 1.0], [1.0 / size, 1.0 / size]],
-        )
-        self._pool.fill_kept(self._row, _weights(len(self._pool), [*members, index]))
-        return dict(self._state)
-
-    def accept(self, index: int) -> None:
-        """Takes the last candidate into the soup; the first member needs no trial before."""
-        self._members += 1
-        if self._members == 1:
-            self._total = self._pool.summands(index)
-            return
-        self._spare.reverse()
-        self._total = self._spare[1]
 
 
 def _score_alone(pool: Pool, evaluate: Callable[[dict[str, Tensor]], float], index: int) -> float:
@@ -264,29 +232,3 @@ def _number(value: Any) -> float:
             f"the function that evaluates a soup returned {value!r}, expected a number"
         ) from None
     return -math.inf if math.isnan(score) else score
-
-
-def _weights(count: int, members: Sequence[int]) -> list[float]:
-    chosen = set(members)
-    return [1.0 / len(members) if index in chosen else 0.0 for index in range(count)]
-
-
-def _wide(sections: Sequence[Tensor]) -> list[Tensor]:
-    """Memory for sums over models: in the types that sums are held in on the sections' device.
-
-    Each sum lies to the lines of 64 bytes as its section does, so that both can be written in whole lines in one pass.
-    """
-    dtypes = [
-        torch.promote_types(section.dtype, torch.float32 if section.is_cuda else torch.float64)
-        for section in sections
-    ]
-    places, end = [], 0
-    for section, dtype in zip(sections, dtypes, strict=True):
-        wanted = section.data_ptr() * (dtype.itemsize // section.itemsize) % _LINE
-        places.append(end + (wanted - end) % _LINE)
-        end = places[-1] + section.numel() * dtype.itemsize
-    memory = new_row(end, sections[0].device) if sections else torch.empty(0)
-    return [
-        memory[place : place + section.numel() * dtype.itemsize].view(dtype)
-        for place, section, dtype in zip(places, sections, dtypes, strict=True)
-    ]

@@ -2,14 +2,16 @@
 
 import math
 import operator
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ratfast
-from ratfast import InputError, Pool, greedy_soup
+from ratfast import InputError, Pool, greedy_soup, ops
+from ratfast.averaging import growing
 from ratfast.averaging.soup import dagger
 from ratfast.checkpoints import save
 
@@ -85,6 +87,50 @@ def test_nothing_drifts():
     soup = greedy_soup(pool, lambda s: seen.append(s["a"].item()) or (s["a"].item() < 100), range(4))
     assert soup.members == [0, 2, 3]
     assert seen == pytest.approx([1.0, 5e29, 1.5, 2.0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=16))
+@example([True, False] * 8)
+@example([True] * 16)
+def test_every_state_is_the_average(verdicts):
+    """Whatever is accepted in whatever order; refused candidates are infinite, and a trial reads a few rows only."""
+    wanted = [True, *verdicts]
+    values = [float(2**index) if accepted else math.inf for index, accepted in enumerate(wanted)]
+    pool = Pool.open([{"a": torch.full((70,), value), "b": torch.tensor([value])} for value in values])
+    seen, reads = [], []
+    mix = ops.mix_
+
+    def counting(outputs, sources, weights):
+        reads.append(len(sources))
+        mix(outputs, sources, weights)
+
+    with (
+        mock.patch.object(ops, "mix_", counting),
+        mock.patch.object(growing, "_wide", side_effect=growing._wide) as new_memory,
+    ):
+        soup = greedy_soup(
+            pool,
+            lambda s: seen.append(s["a"].tolist() + s["b"].tolist()) or len(seen),
+            range(len(wanted)),
+            accept=lambda new, old: new > old and wanted[len(seen) - 1],
+        )
+    assert soup.members == [index for index, accepted in enumerate(wanted) if accepted]
+    for tried, state in enumerate(seen):
+        chosen = [i for i in range(tried) if wanted[i]] + [tried]
+        assert state == pytest.approx([sum(values[i] for i in chosen) / len(chosen)] * 71, rel=1e-6)
+    assert sum(reads) <= 4 * len(wanted) and max(reads, default=0) <= 6
+    assert new_memory.call_count <= 2
+    result = soup.average()
+    torch.testing.assert_close(result, pool.average(soup.weights), rtol=0, atol=0)
+    assert soup.average()["a"].data_ptr() != result["a"].data_ptr()
+
+
+def test_average_after_inference_mode():
+    pool = Pool.open([{"a": torch.tensor([value])} for value in (1.0, 2.0)])
+    with torch.inference_mode():
+        soup = greedy_soup(pool, lambda state: 0.0)
+    assert soup.average()["a"].add_(1).item() == 2.5
 
 
 @pytest.mark.parametrize("score", [lambda state: 0.0, lambda state: -state["a"].item()])
