@@ -416,3 +416,22 @@ def test_steps_in_a_cuda_graph(rule, cuda):
     assert (here[0] == 3).all()
     for a, b in zip(itertools.chain(*first.everything), itertools.chain(*second.everything), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("param", DTYPES)
+def test_a_copy_of_any_type_of_parameters_of_any_type(param, kind):
+    generator = torch.Generator().manual_seed(5)
+    sizes = (1, 7, 16, 37)
+    tensors = [[torch.rand(size, generator=generator).to(param) for size in sizes] for _ in range(4)]
+    guarded = [torch.full((size + 64,), 7.0, dtype=kind) for size in sizes]
+    copies = [tensor[32 : 32 + size] for tensor, size in zip(guarded, sizes, strict=True)]
+    expected = [[tensor.to(torch.float64, copy=True) for tensor in row] for row in tensors]
+    ops.adam_step_(*tensors, [], torch.zeros(len(sizes)), lr=0.1, extras=ops.StepExtras(copies=copies))
+    ops.adam_step_(*expected, [], torch.zeros(len(sizes)), lr=0.1)
+    for copy, exact, around in zip(copies, expected[0], guarded, strict=True):
+        eps = max(
+            torch.finfo(kind).eps, torch.finfo(torch.float32).eps if torch.float64 not in (param, kind) else 0
+        )
+        torch.testing.assert_close(copy.double(), exact, rtol=4 * eps, atol=4 * eps)
+        assert (around[:32] == 7).all() and (around[32 + len(copy) :] == 7).all()

@@ -27,7 +27,8 @@ struct StepSegment {
 RATFAST_HD bool is_wide(const StepSegment& s) {
   return s.param_type == DType::f64 || s.grad_type == DType::f64 ||
          (s.states[0] != nullptr && s.state_type == DType::f64) ||
-         (s.average != nullptr && s.average_type == DType::f64);
+         (s.average != nullptr && s.average_type == DType::f64) ||
+         (s.copy != nullptr && s.copy_type == DType::f64);
 }
 
 // Whether all that is read is of type `own`, but gradients are `grads`.

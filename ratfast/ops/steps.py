@@ -104,7 +104,7 @@ def adam_step_(
     """One step of Adam (arXiv 1412.6980), AMSGrad (1904.09237) or AdamW (1711.05101) over T tensors, as torch.optim
     does it.
 
-    The arithmetic runs in float32, or in float64 where a parameter, gradient, state or average of that t is float64.
+    The arithmetic runs in float32, or in float64 where a tensor of that t in any list is float64.
     The result is the same for every number of threads.
 
     Args:

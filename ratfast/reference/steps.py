@@ -110,7 +110,7 @@ def _step(
         steps.add_(1)
         for t, (param, grad, step) in enumerate(zip(params, grads, steps.tolist(), strict=True)):
             kept = [tensors[t] for tensors in states]
-            dtype = accumulation_dtype(param, grad, *kept, *averages[t : t + 1])
+            dtype = accumulation_dtype(param, grad, *kept, *averages[t : t + 1], *copies[t : t + 1])
             new, new_states = update(
                 param.to(dtype), grad.to(dtype) * factor, [state.to(dtype) for state in kept], step
             )

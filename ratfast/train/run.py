@@ -57,14 +57,11 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             check_sources(plan, recipe, display)
             warn_of_shared_images(tasks.datasets, recipe.data.target, plan.test_env)
             say_what_is_special(plan, recipe, display)
-        with records.locked_output(output), _settled_recipe(recipe, output, plan):
+        with records.locked_output(output), _settled_recipe(recipe, output, plan), _kernels(recipe):
             precision = recipe.train.precision
             if precision == "auto" and recipe.protocol.name == "official":
                 precision = "float32"
             precision = host.find_precision(precision, device)
-            if recipe.protocol.name == "official":
-                # As the release sets them; on a CPU they mean nothing.
-                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             context = Context(recipe, tasks, device, precision, output, display)
             if tasks.left_out:
                 write_left_out(output, tasks.left_out)
@@ -73,6 +70,13 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             write_table(plan, context, summary)
             records.write_json(output / records.SUMMARY, summary)
     return summary
+
+
+def _kernels(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
+    """The choice of cuDNN's kernels that the official release makes, under its protocol; on a CPU it means nothing."""
+    if recipe.protocol.name != "official":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
 def _train(plan: Plan, context: Context) -> None:
