@@ -18,7 +18,7 @@ results=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python3}
-steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging train}
+steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging images train}
 log=$results/log.txt
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export RATFAST_REQUIRE_CUDA=1
@@ -91,13 +91,22 @@ racecheck() {
 }
 
 # A record is made in the checkout and moved out of it.
-measure() { # SUITE
-    local line status
-    "$python" benchmarks/record.py "benchmarks/test_$1.py" -m cuda -p no:cacheprovider | tee "$results/.measure"
+keep() { # NAME COMMAND...
+    local name=$1 line status
+    shift
+    "$@" | tee "$results/.measure"
     status=${PIPESTATUS[0]}
     line=$(sed -n 's/^wrote //p' "$results/.measure")
     rm -f "$results/.measure"
-    [ "$status" -eq 0 ] && mv "$line" "$results/$1.json"
+    [ "$status" -eq 0 ] && mv "$line" "$results/$name.json"
+}
+
+measure() { # SUITE
+    keep "$1" "$python" benchmarks/record.py "benchmarks/test_$1.py" -m cuda -p no:cacheprovider
+}
+
+images() {
+    keep images env PYTHON="$python" bash benchmarks/images_gpu.sh
 }
 
 # The demonstration, with what it trained on and how fast; needs the packages of the extra `demo`.
@@ -129,12 +138,12 @@ PYTHON
 }
 
 shopt -s nullglob
-kernel_tests=(tests/test_ops*.py tests/optim/test_on_arena.py)
+kernel_tests=(tests/test_ops*.py tests/optim/test_on_arena.py tests/data/test_image_ops.py)
 present=()
 for path in "${kernel_tests[@]}"; do [ -e "$path" ] && present+=("$path"); done
 kernel_tests=("${present[@]}")
 ignored=()
-export -f machine memcheck racecheck measure train
+export -f machine memcheck racecheck keep measure images train
 export python results
 
 bash_step() { # NAME SECONDS FUNCTION...: a step that is a function of this script
@@ -153,6 +162,7 @@ export RATFAST_BENCH_MODELS=${RATFAST_BENCH_MODELS:-4,20} # of the averaging sui
 for suite in optimizers averaging; do
     [ -e "benchmarks/test_$suite.py" ] && bash_step "$suite" 600 measure "$suite"
 done
+bash_step images 600 images
 bash_step train 600 train
 
 write_summary
