@@ -11,17 +11,22 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
+def compile_on_host(source: str, entry: str, folder: Path) -> ctypes.CDLL:
+    """Compiles `cuda_on_host/ENTRY`, which includes the kernels of `csrc/cuda/SOURCE`, into a library in `folder`."""
+    if shutil.which("g++") is None or not (ROOT / "csrc/cuda" / source).is_file():
+        pytest.skip("no g++, or no sources here")
+    emulation = Path(__file__).parent / "cuda_on_host"
+    library = folder / "kernels.so"
+    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    includes = [f"-I{emulation}", f"-I{ROOT / 'csrc/cuda'}"]
+    subprocess.run(["g++", *flags, *includes, emulation / entry, "-o", library], check=True)
+    return ctypes.CDLL(str(library))
+
+
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory) -> ctypes.CDLL:
     """The library under test."""
-    if shutil.which("g++") is None or not (ROOT / "csrc/cuda/mix.cu").is_file():
-        pytest.skip("no g++, or no sources here")
-    folder = Path(__file__).parent / "cuda_on_host"
-    library = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    flags = ["-std=c++20", "-O3", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-    includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
-    subprocess.run(["g++", *flags, *includes, folder / "entry.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    return compile_on_host("mix.cu", "entry.cpp", tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """The CUDA image pass, compiled for the host: indexing and arithmetic, where there is no GPU."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,20 +8,13 @@ from image_cases import SCALE, SHIFT, random_arguments
 
 from ratfast.image_ops import OUTPUT_DTYPES, transform_images_
 
-ROOT = Path(__file__).parents[2]
+from .conftest import compile_on_host
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory) -> ctypes.CDLL:
     """The library under test."""
-    if shutil.which("g++") is None or not (ROOT / "csrc/cuda/image.cu").is_file():
-        pytest.skip("no g++, or no sources here")
-    folder = Path(__file__).parent / "cuda_on_host"
-    library = tmp_path_factory.mktemp("cuda") / "image.so"
-    flags = ["-std=c++20", "-O2", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-    includes = [f"-I{folder}", f"-I{ROOT / 'csrc/cuda'}"]
-    subprocess.run(["g++", *flags, *includes, folder / "image_entry.cpp", "-o", library], check=True)
-    return ctypes.CDLL(str(library))
+    return compile_on_host("image.cu", "image_entry.cpp", tmp_path_factory.mktemp("image"))
 
 
 def pointer(tensor):
