@@ -12,9 +12,9 @@ current versions of torch changed. Takes some minutes on two cores.
     --double            both in float64, where rounding cannot hide a difference of formulas (three times as long)
     --channels-last     ours in the memory format of ratfast's trainer instead of the official code's
 
-In float32 what differs are roundings of convolutions, which Adam's first steps carry on: a gradient that is nearly zero
-moves its weight by the whole learning rate, one way or the other. Within twenty updates of everything that makes up to
-1e-4 of a loss, in torch itself from one memory format to another; probes stay at 2e-7.
+In float32 what differs are roundings of convolutions, which Adam's first steps carry on: a gradient that is nearly
+zero moves its weight by the whole learning rate, one way or the other. Within twenty updates of everything that makes
+up to 1e-4 of a loss, in torch itself from one memory format to another; probes stay at 2e-7.
 """
 
 from __future__ import annotations
