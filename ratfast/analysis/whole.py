@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -109,6 +110,29 @@ def analyse_run(
     values: dict[str, Any] = plain(result)
     records.write_json(Path(folder) / ANALYSIS, values)
     return values
+
+
+def compare_networks(
+    folder: str | os.PathLike[str], analysis: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Whether the networks of a folder are still those that an analysis is of.
+
+    Args:
+        folder: the output folder of a training.
+        analysis: the content of its `analysis.json`.
+
+    Returns:
+        The files of the analysis's networks that hold something else by now, and those that are not there.
+    """
+    recorded = {}
+    networks = analysis.get("networks")
+    for network in networks if isinstance(networks, list) else ():
+        if isinstance(network, dict) and isinstance(network.get("file"), str):
+            recorded[network["file"]] = network.get("sha256")
+    there = [name for name in recorded if (Path(folder) / name).is_file()]
+    digests = checkpoints.sha256_files([Path(folder) / name for name in there], os.cpu_count() or 1)
+    changed = [name for name, digest in zip(there, digests, strict=True) if digest != recorded[name]]
+    return changed, [name for name in recorded if name not in there]
 
 
 def _paths(networks: Networks) -> list[list[int]]:

@@ -6,6 +6,7 @@ import importlib.resources
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ratfast.errors import InputError
@@ -137,7 +138,7 @@ def build_page(sections: Sequence[Section], title: str) -> str:
     return environment.from_string(source).render(
         title=title,
         sections=sections,
-        overview=_overview(sections) if len(sections) > 1 else None,
+        overviews=_overviews(sections),
         palette=PALETTE,
         # Markup, not text: it is the only thing on the page that is not escaped.
         svg=lambda chart: jinja2.utils.markupsafe.Markup(inline_svg(chart)),
@@ -149,6 +150,17 @@ def build_page(sections: Sequence[Section], title: str) -> str:
 def section(output: Output, charts: list[Chart]) -> Section:
     """An output folder with its figures and table."""
     return Section(output, charts, method_rows(output))
+
+
+def _overviews(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """A table of all output folders; one for each folder that holds several of them, where there are such folders."""
+    folders: dict[Path, list[Section]] = {}
+    for part in sections:
+        folders.setdefault(part.output.folder.parent, []).append(part)
+    several = {folder: own for folder, own in folders.items() if len(own) > 1}
+    if len(folders) > 1 and several:
+        return [{"title": folder.name, **_overview(own)} for folder, own in several.items()]
+    return [{"title": "", **_overview(sections)}] if len(sections) > 1 else []
 
 
 def _overview(sections: Sequence[Section]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ratfast import config
-from ratfast.analysis.whole import ANALYSIS
+from ratfast.analysis.whole import ANALYSIS, compare_networks
 from ratfast.checkpoints import read_metadata, sha256
 from ratfast.errors import InputError
 from ratfast.train import records
@@ -167,6 +167,18 @@ def read_output(folder: Path) -> Output:
         {},
         f"no curves; `ratfast analyze run {folder}` makes them",
     )
+    changed, gone = compare_networks(folder, analysis)
+    if changed:
+        analysis = {}
+        missing.append(
+            f"{ANALYSIS} is of other networks than these ({changed[0]} has changed since): no curves; "
+            f"`ratfast analyze run {folder}` makes them."
+        )
+    elif gone:
+        missing.append(
+            f"{len(gone)} of the networks of {ANALYSIS} are not there ({gone[0]}): whether it is of this training "
+            "cannot be checked."
+        )
     runs = []
     for path in sorted(folder.glob(f"**/{RUN}")):
         name = _below(path.parent, folder)

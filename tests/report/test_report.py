@@ -96,6 +96,22 @@ def test_damaged_pieces_do_not_hide_the_others(copy, tmp_path, name, content):
     assert "probe/Near" in text and "ratfast-train" in text
 
 
+def test_an_analysis_of_other_networks_is_not_shown(analysed, copy, tmp_path):
+    assert any("cannot be checked" in sentence for sentence in read_output(copy).missing)  # no checkpoints
+    networks = read_output(analysed).analysis["networks"]
+    for network in networks:
+        shutil.copy(analysed / network["file"], copy / network["file"])
+    assert read_output(copy).analysis["networks"] == networks
+    assert read_output(copy).missing == []
+    shutil.copy(analysed / networks[1]["file"], copy / networks[0]["file"])
+    output = read_output(copy)
+    assert output.analysis == {}
+    [sentence] = output.missing
+    assert f"{networks[0]['file']} has changed since" in sentence and "ratfast analyze run" in sentence
+    assert "barrier" not in text_of(page_of(copy, tmp_path / "page.html"))
+    assert "barrier" in text_of(page_of(analysed, tmp_path / "page.html"))
+
+
 def test_folders_that_are_no_output(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         find_outputs(tmp_path / "nothing")
