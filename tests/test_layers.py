@@ -138,6 +138,8 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
         "ratfast.models.registry",
         "ratfast.native",
         "ratfast.protocol",
+        "ratfast.train.plan",
+        "ratfast.train.state",
     ],
 )
 def test_importing_stays_free_of_torch(module: str) -> None:

@@ -21,10 +21,13 @@ from ratfast.errors import InputError
 
 CHECKPOINT = "model.safetensors"
 RESULTS = "results.jsonl"
+RUN = "run.json"
 SUMMARY = "summary.json"
 RECIPE = "recipe.toml"
 SNAPSHOT_SUFFIX = ".snapshot"
 """Of the file beside a run's folder that holds the state of the run while it goes on."""
+FAILURE_SUFFIX = ".failed"
+"""Of the file there that says, in its first line, why the run failed when it was last tried."""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ from ratfast import config, protocol
 from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.train import host, records
-from ratfast.train.averages import average_trials, forget_averages
+from ratfast.train.averages import forget_averages, read_averages
 from ratfast.train.context import Context
-from ratfast.train.job import RUN, run_job
 from ratfast.train.leakage import warn_of_shared_images
 from ratfast.train.left_out import write_left_out
 from ratfast.train.plan import Job, Plan, make_plan
 from ratfast.train.progress import Display
 from ratfast.train.start import check_sources
+from ratfast.train.state import is_done, read_run
 from ratfast.train.summary import describe_protocol, summarise, write_table
 from ratfast.train.tasks import Tasks
+from ratfast.train.work import carry_out
 
 # What may differ between the command that began a recipe and the one that continues it: where and with what it is
 # carried out, not what.
@@ -53,7 +53,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         plan = make_plan(recipe, tasks.datasets, display.say)
         for dataset, test_env in sorted({(job.dataset, job.test_env) for job in plan.jobs}, key=str):
             tasks.check_split(dataset, test_env)
-        if not all(records.is_done(output / job.name) for job in plan.jobs):
+        if not all(is_done(job, output) for job in plan.jobs):
             check_sources(plan, recipe, display)
             warn_of_shared_images(tasks.datasets, recipe.data.target, plan.test_env)
             say_what_is_special(plan, recipe, display)
@@ -65,8 +65,8 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             context = Context(recipe, tasks, device, precision, output, display)
             if tasks.left_out:
                 write_left_out(output, tasks.left_out)
-            _train(plan, context)
-            summary = summarise(plan, context, average_trials(plan, context))
+            _carry_out(plan, context)
+            summary = summarise(plan, context, read_averages(plan, output))
             write_table(plan, context, summary)
             records.write_json(output / records.SUMMARY, summary)
     return summary
@@ -79,19 +79,20 @@ def _kernels(recipe: Recipe) -> contextlib.AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
 
 
-def _train(plan: Plan, context: Context) -> None:
-    """Carries out the runs that are not done yet."""
-    if not all(records.is_done(context.output / job.name) for job in plan.jobs):
+def _carry_out(plan: Plan, context: Context) -> None:
+    """Carries out the tasks that are not done yet."""
+    if not all(is_done(job, context.output) for job in plan.jobs):
         forget_averages(context.output)
     for job in plan.jobs:
         _check_same_start(job, context)
     context.display.expect(sum(job.steps for job in plan.jobs))
     for job in plan.jobs:
-        if records.is_done(context.output / job.name):
+        if is_done(job, context.output):
             context.display.advance(job.steps)
             context.display.say(f"{job.name}: already done")
-        else:
-            run_job(job, context)
+    for task in plan.tasks:
+        if not is_done(task, context.output):
+            carry_out(task, context)
     for sweep, jobs in plan.sweeps.items():
         for job in jobs:
             records.link(context.output / sweep / Path(job.name).name, context.output / job.name)
@@ -99,10 +100,9 @@ def _train(plan: Plan, context: Context) -> None:
 
 def _check_same_start(job: Job, context: Context) -> None:
     """Raises InputError if a finished run started from something else than it would now."""
-    path = context.output / job.name / RUN
-    if not path.is_file():
+    if not is_done(job, context.output):
         return
-    started = json.loads(path.read_text(encoding="utf-8"))["initialisation"]
+    started = read_run(job, context.output)["initialisation"]
     if started != job.source:
         raise InputError(
             f"{context.output / job.name} started from {started}, and would now from {job.source}: the auxiliary "
@@ -142,6 +142,6 @@ def _settled_recipe(recipe: Recipe, output: Path, plan: Plan) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any(records.is_done(output / job.name) for job in plan.jobs):
+        if not any(is_done(job, output) for job in plan.jobs):
             path.unlink(missing_ok=True)
         raise
