@@ -96,7 +96,7 @@ def run_job(job: Job, context: Context) -> None:
         tested = held_out.tested(chosen, single=True)
     elif chosen is not last:
         arena.restore(fitted.best)
-    seconds = time.perf_counter() - started
+    seconds = snapshots.earlier_seconds + time.perf_counter() - started
     record = {
         "stage": job.stage,
         "name": job.name,
@@ -134,7 +134,7 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "backbone": context.recipe.model.backbone,
         "version": __version__,
     }
-    return Snapshots(snapshot_file(job, context.output), identity)
+    return Snapshots(snapshot_file(job, context.output), identity, context.recipe.train.snapshot_seconds)
 
 
 class HeldOut:
