@@ -6,6 +6,7 @@ saves the state of the training it is at and ends. Messages go through a socket:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -36,7 +37,7 @@ class Event:
     """What a worker tells.
 
     Attributes:
-        kind: `"ready"`, `"done"`, `"failed"`, or a method of `View`.
+        kind: `"done"`, `"failed"`, or a method of `View`.
         values: its arguments.
     """
 
@@ -100,7 +101,8 @@ def main(descriptor: int) -> None:
     sending = threading.Lock()  # warnings come from any thread
 
     def send(event: Event) -> None:
-        with sending:
+        # That nobody is there any more is for `_watch` to say, at a moment at which the state is saved.
+        with sending, contextlib.suppress(OSError):
             connection.send(event)
 
     try:
@@ -121,7 +123,6 @@ def _serve(connection: Connection, send: Callable[[Event], None], view: View) ->
     shared: Shared = connection.recv()
     with kernels(shared.recipe):
         context = open_context(shared, view)
-        send(Event("ready"))
         while (task := connection.recv()) is not None:
             try:
                 carry_out(task, context)

@@ -176,7 +176,7 @@ class Workers:
                     worker.leaving = not event.values[0].input_is_wrong
                     self._display.end(task.name)
                     self._failed(agenda, task, event.values[0], output)
-                elif event.kind != "ready":
+                else:
                     worker.show(event)
 
     def _give_out(self, agenda: Agenda) -> None:
