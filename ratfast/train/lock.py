@@ -155,10 +155,10 @@ def locked_output(folder: Path, say: Callable[[str], None] = lambda line: None) 
         try:
             if not known:
                 _watch_for_others(heart.holder, folder)
-            for leftover in folder.rglob(TEMPORARY_FILES):
-                leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            _remove_leftovers(folder)
             yield descriptor
         finally:
+            _remove_leftovers(folder)
             heart.end()
     finally:
         os.close(descriptor)
@@ -192,6 +192,12 @@ def _lock(descriptor: int, folder: Path, say: Callable[[str], None]) -> bool:
             say(f"waiting for the workers of {holder}, which was killed, to save what they have and end")
             told = True
         time.sleep(0.1)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what a process, or a worker of this one, left behind that was killed while it wrote."""
+    for leftover in folder.rglob(TEMPORARY_FILES):
+        leftover.unlink(missing_ok=True)
 
 
 def _watch(holder: Holder, beat: int, folder: Path, say: Callable[[str], None]) -> None:

@@ -125,6 +125,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:
     (tmp_path / "averages" / ".ratfast-0123.tmp").write_text("half")
     with locked_output(tmp_path):
         assert os.listdir(tmp_path / "averages") == []
+        (tmp_path / "averages" / ".ratfast-4567.tmp").write_text("half")  # of a worker
+    assert os.listdir(tmp_path / "averages") == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"process": "x"}'])

@@ -106,19 +106,18 @@ def test_failures_stay_where_they_are_and_the_end_is_the_same(folder, values, mo
 def test_interrupted_the_workers_save_and_are_gone(folder, values, tmp_path) -> None:
     """The command says how to go on, leaves nothing running, and goes on from what it saved."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(recipe_of(values, workers=2, steps=400, head_steps=400).to_toml())
+    recipe.write_text(recipe_of(values, workers=2, steps=4000, head_steps=4000, snapshot_seconds=3).to_toml())
     process = subprocess.Popen(
         TRAIN, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("output/probe")) and time.monotonic() < deadline:
-            started = children(process.pid)
-            if len(started) == 2 and all(threads(pid) > 2 for pid in started):
-                time.sleep(4.0)
-                break
-            time.sleep(0.1)
+        states = [tmp_path / "output" / "probe" / f"{name}.snapshot" for name in ("Near", "Shapes")]
+        while not all(path.is_file() for path in states):
+            assert process.poll() is None
+            time.sleep(0.05)
+        started, before = children(process.pid), [path.stat().st_mtime_ns for path in states]
+        assert len(started) == 2
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
     finally:
@@ -126,10 +125,10 @@ def test_interrupted_the_workers_save_and_are_gone(folder, values, tmp_path) -> 
     assert process.returncode == 130
     assert err.splitlines()[-1] == "ratfast: interrupted; to go on: ratfast-train recipe.toml"
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
-    assert len(list(tmp_path.rglob("*.snapshot"))) == 2
+    assert all(path.stat().st_mtime_ns > mtime for path, mtime in zip(states, before, strict=True))
     plan = [sys.executable, "-c", "from ratfast.cli.main import main; main()", "plan", "recipe.toml"]
     text = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "begun:\n  probe/Near, update " in text and " of 400" in text
+    assert "begun:\n  probe/Near, update " in text and " of 4000" in text
 
 
 @pytest.mark.slow
@@ -152,13 +151,6 @@ def test_on_a_full_disk_it_says_so_and_goes_on_once_there_is_room(count, folder,
     assert Path("output/probe/Near/done").is_file()
     train.run(config.load("recipe.toml", ["train.workers=1"]), Console(file=io.StringIO()))
     assert fingerprint(folder / "output") == fingerprint(folder / "expected")
-
-
-def threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
 
 
 def test_a_mistake_that_only_a_worker_finds_is_the_users(values, tmp_path, monkeypatch) -> None:
