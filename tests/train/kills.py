@@ -123,7 +123,7 @@ def main() -> None:
             code = None
             for _ in range(2):
                 code = wait(
-                    process, chance.uniform(0, length * 0.7) if kills.total() < options.kills else 600
+                    process, chance.uniform(0, length * 0.35) if kills.total() < options.kills else 600
                 )
                 if code is not None:
                     break
