@@ -159,6 +159,12 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere, and under the
             official protocol.
         threads: of the CPU; unset, torch's own choice.
+        fold_batch_norm: "on" trains with batch normalisation folded into the convolutions anew at each update
+            (`ratfast.models.folding`): the same function and gradients in fewer passes over memory; "off" keeps its
+            passes; "auto" is "on", but "off" under the official protocol, whose roundings it keeps. Evaluations always
+            fold.
+        cuda_graph: on CUDA, "auto" captures an update into a CUDA graph and replays it; where that fails, updates are
+            made one operation at a time, as with "off", and the output says so (time alone).
     """
 
     rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
@@ -175,6 +181,8 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    fold_batch_norm: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "off"] = "auto"
 
 
 class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +243,13 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"train.probe_steps is {self.train.probe_steps}, expected fewer than train.steps "
                 f"({steps}), of which they are part"
             )
+
+    @property
+    def folds_batch_norm(self) -> bool:
+        """Whether trainings fold: `train.fold_batch_norm`, settled."""
+        if self.train.fold_batch_norm == "auto":
+            return self.protocol.name != "official"
+        return self.train.fold_batch_norm == "on"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and key, in this module's order, without what is unset."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from ratfast.train.plan import Job, evaluation_interval, run_arguments
 from ratfast.train.rows import start_along
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
+from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
 from ratfast.version import __version__
 
@@ -48,12 +48,14 @@ def run_job(job: Job, context: Context) -> None:
     Raises:
         InputError: starting weights do not fit, an image cannot be decoded, or the loss stopped being finite.
     """
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     recipe, tasks = context.recipe, context.tasks
     switches = recipe.protocol.settled()
     torch.manual_seed(job.run_seed)  # the new head, and dropout
     hparams = draw_hparams(job, recipe)
     model = starting_model(job, context, hparams["dropout"])
+    if recipe.folds_batch_norm:
+        models.fold_batch_norm(model.featurizer, model.featurizer.pairs)
     arena = Arena(model)
     schedule = Schedule(
         steps=job.steps,
@@ -63,8 +65,13 @@ def run_job(job: Job, context: Context) -> None:
         weight_decay=hparams["weight_decay"],
         precision=context.precision,
         head_graph_only=switches.probe_gradients == "head",
+        cuda_graph=recipe.train.cuda_graph == "auto",
     )
     progress = context.display.begin(job.name, job.steps)
+
+    def say(line: str) -> None:
+        context.display.say(f"{job.name}: {line}")
+
     batch_size = recipe.train.batch_size
     dtype = torch.bfloat16 if context.precision == "bfloat16" else torch.float32
     along = {name: start_along(name, job.steps) for name in job.along}
@@ -73,14 +80,15 @@ def run_job(job: Job, context: Context) -> None:
         splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
         validator = Validator(model, splits, context.precision, job.test_env)
         loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
-        training = Training(model, arena, validator, schedule, along)
+        training = Training(model, arena, validator, schedule, along, stopwatch, say)
         snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams))
         earlier = snapshots.load()
         if earlier is not None:
             training.restore(earlier)
             progress.skip(training.updates)
-            context.display.say(f"{job.name}: goes on after update {training.updates}")
+            say(f"goes on after update {training.updates}")
         fitted = training.run(loader, progress.step, progress.evaluated, snapshots)
+    speed = stopwatch.images / max(stopwatch.training_seconds, 1e-9)
 
     held_out = HeldOut(job, context) if job.test_env is not None and job.stage != "probe" else None
     last = fitted.rows[-1]
@@ -97,7 +105,6 @@ def run_job(job: Job, context: Context) -> None:
         tested = held_out.tested(chosen, single=True)
     elif chosen is not last:
         arena.restore(fitted.best)
-    seconds = time.perf_counter() - started
     record = {
         "stage": job.stage,
         "name": job.name,
@@ -118,12 +125,11 @@ def run_job(job: Job, context: Context) -> None:
         checkpoints.save(model.state_dict(), folder / records.CHECKPOINT, metadata=metadata)
         if along:
             record["along"] = _along_records(along, model, job, context, held_out, folder)
-        timing = {"seconds": seconds, "images_per_second": progress.images_per_second}
+        timing = {"seconds": stopwatch.seconds, "images_per_second": speed}
         records.write_json(folder / RUN, {**record, **timing})
     snapshots.forget()
-    line = f"{job.name}: from {job.start}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
     progress.end()
-    context.display.say(f"{line}, {seconds:.0f} s")
+    say(f"from {job.start}, {speed:.0f} img/s, val {chosen['val']:.4f}, {stopwatch.seconds:.0f} s")
 
 
 def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
@@ -134,6 +140,7 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "schedule": asdict(schedule),
         "hparams": dict(hparams),
         "backbone": context.recipe.model.backbone,
+        "folds_batch_norm": context.recipe.folds_batch_norm,
         "version": __version__,
     }
     return Snapshots(folder.with_name(folder.name + records.SNAPSHOT_SUFFIX), identity)
