@@ -6,23 +6,24 @@ evaluations for all, in float32 on the CPU. An evaluation comes after as many up
 in PACS.
 
 - `official-W-workers`: scripts/train.py of a checkout of facebookresearch/ModelRatatouille, with W worker processes
-  for each of its loaders (8 in the release). Replaced from outside: the weights that it downloads, the length, interval
-  and batch size;
-- `ratfast`: the row `vanilla` of one run, everything else as by default; and with its training cache, `ratfast-cache`;
+  for each of its loaders (8 in the release). Replaced from outside: the weights that it downloads, the length, the
+  interval and the batch size;
+- `ratfast`: the row `vanilla` of one run, everything else as by default; with its training cache, `ratfast-cache`; in
+  bfloat16, `ratfast-bfloat16`, which is other arithmetic, and faster where the processor has units for it (AMX);
 - `ratfast-without-*`: `ratfast` less one of its measures.
 
-Seconds are from the start of the process to its end, imports included. `extra` has memory, processes and threads at
-their peak.
+Seconds are from the start of the process to its end, imports included; contestants take turns. `extra` has memory,
+processes and threads at their peak, looked at once a second meanwhile.
 
 Arguments: `--json FILE` (for record.py).
 
 Environment:
     RATFAST_BENCH_RATATOUILLE: the checkout; without it the official code takes no part.
     RATFAST_BENCH_WORKERS: W, 1,8 by default.
-    RATFAST_BENCH_STEPS, RATFAST_BENCH_INTERVAL: updates (31), and updates between evaluations (10).
+    RATFAST_BENCH_STEPS, RATFAST_BENCH_INTERVAL: updates (21), and updates between evaluations (10).
     RATFAST_BENCH_IMAGES, RATFAST_BENCH_BATCH: images (240), and images of each of three domains in a batch (8).
     RATFAST_BENCH_NETWORK: resnet18 by default, or resnet50.
-    RATFAST_BENCH_ROUNDS: how often each is timed, 1 by default; besides once with its memory sampled.
+    RATFAST_BENCH_ROUNDS: how often each runs, 1 by default.
     RATFAST_BENCH_ONLY: names of the contestants that take part, by default all.
 """
 
@@ -36,11 +37,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
-from processes import Contestant, compare, report
+from processes import report, run
 
-STEPS = int(os.environ.get("RATFAST_BENCH_STEPS", "31"))
+STEPS = int(os.environ.get("RATFAST_BENCH_STEPS", "21"))
 INTERVAL = int(os.environ.get("RATFAST_BENCH_INTERVAL", "10"))
 IMAGES = int(os.environ.get("RATFAST_BENCH_IMAGES", "240"))
 BATCH = int(os.environ.get("RATFAST_BENCH_BATCH", "8"))
@@ -115,11 +117,17 @@ def without_channels_last(folder: Path, output: Path) -> None:
     """Weights and images are NCHW."""
     import torch
 
-    with mock.patch.object(torch, "channels_last", torch.contiguous_format):
+    from ratfast.models.classifier import Featurizer
+
+    forward = Featurizer.forward
+    with (
+        mock.patch.object(torch, "channels_last", torch.contiguous_format),
+        mock.patch.object(Featurizer, "forward", lambda self, images: forward(self, images.contiguous())),
+    ):
         ratfast(folder, output)
 
 
-def without_folding_at_all(folder: Path, output: Path) -> None:
+def without_folding(folder: Path, output: Path) -> None:
     """Normalisation is a pass of its own, in evaluations too."""
     from ratfast.models.classifier import Featurizer
 
@@ -129,13 +137,10 @@ def without_folding_at_all(folder: Path, output: Path) -> None:
 
 WAYS: dict[str, Callable[[Path, Path], None]] = {
     "ratfast": ratfast,
+    "ratfast-bfloat16": lambda *paths: ratfast(*paths, train_precision="bfloat16"),
     "ratfast-cache": lambda *paths: ratfast(*paths, data_train_cache_side=256),
-    "ratfast-without-folding": lambda *paths: ratfast(*paths, train_fold_batch_norm="off"),
-    "ratfast-without-folding-at-all": without_folding_at_all,
+    "ratfast-without-folding": without_folding,
     "ratfast-without-selection-only": lambda *paths: ratfast(*paths, protocol_evaluated="all"),
-    "ratfast-without-plain-validation": lambda *paths: ratfast(
-        *paths, protocol_validation_images="augmented"
-    ),
     "ratfast-without-allocator": without_allocator,
     "ratfast-without-channels-last": without_channels_last,
 }
@@ -144,13 +149,31 @@ if RATATOUILLE:
         WAYS[f"official-{count}-workers"] = lambda *paths, count=count: official(*paths, int(count))
 
 
-def check(marker: Path) -> None:
+def check(name: str, output: Path) -> None:
     """That it trained to the end, evaluated as often as asked, and that the loss is a number."""
-    place = marker.parent if marker.name == "done" else marker.parent / "vanilla" / "trial0-run00"
+    place = output if name.startswith("official") else output / "vanilla" / "trial0-run00"
     rows = [json.loads(line) for line in (place / "results.jsonl").read_text().splitlines()]
     steps = [step for step in range(STEPS) if step % INTERVAL == 0 or step == STEPS - 1]
     assert [row["step"] for row in rows] == steps, rows
     assert all(0 < row["loss"] < 10 for row in rows), rows
+
+
+def measure(folder: Path) -> list[dict[str, Any]]:
+    """Runs the contestants in turns."""
+    chosen = os.environ.get("RATFAST_BENCH_ONLY", ",".join(WAYS)).split(",")
+    group = f"{NETWORK}, {STEPS} updates of {3 * BATCH} images at 224, evaluated every {INTERVAL}"
+    results = {name: {"group": group, "contestant": name, "seconds": [], "extra": {}} for name in chosen}
+    for _ in range(ROUNDS):
+        for name in chosen:
+            output = folder / "outputs" / name
+            command = [sys.executable, __file__, "--way", name, str(folder), str(output)]
+            found = run(command, sampling=1.0)
+            check(name, output)
+            shutil.rmtree(output)
+            results[name]["seconds"].append(found.pop("seconds"))
+            results[name]["extra"] = found
+            print(f"{name}: {results[name]['seconds'][-1]:.1f} s", file=sys.stderr)
+    return list(results.values())
 
 
 def main() -> None:
@@ -168,24 +191,11 @@ def main() -> None:
     import torchvision
     from photographs import write_dataset
 
-    chosen = os.environ.get("RATFAST_BENCH_ONLY", ",".join(WAYS)).split(",")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_dataset(folder / "PACS", 227, 227, IMAGES, DOMAINS)
+        write_dataset(Path(temporary) / "PACS", 227, 227, IMAGES, DOMAINS)
         torch.manual_seed(0)
-        torch.save(getattr(torchvision.models, NETWORK)().state_dict(), folder / "weights.pth")
-        contestants = []
-        for name in chosen:
-            output = folder / "outputs" / name
-            command = [sys.executable, __file__, "--way", name, str(folder), str(output)]
-            marker = output / ("done" if name.startswith("official") else "summary.json")
-            contestants.append(Contestant(name, command, marker, check))
-
-        def prepare() -> None:
-            shutil.rmtree(folder / "outputs", ignore_errors=True)
-
-        size = f"{NETWORK}, {STEPS} updates of {3 * BATCH} images at 224, evaluated every {INTERVAL}"
-        report(compare(contestants, ROUNDS, size, prepare=prepare, sampling=0.1), arguments.json)
+        torch.save(getattr(torchvision.models, NETWORK)().state_dict(), Path(temporary) / "weights.pth")
+        report(measure(Path(temporary)), arguments.json)
 
 
 if __name__ == "__main__":

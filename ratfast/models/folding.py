@@ -66,6 +66,39 @@ def _unfold(conv: nn.Module) -> None:
     delattr(conv, _PARTNER)
 
 
+def worth_folding(model: nn.Module, pairs: Pairs, images: Tensor, batch: int) -> list[tuple[str, str]]:
+    """The pairs that are folded in less traffic than their normalisation takes, in a step of training.
+
+    Of a normalisation's passes over the A elements of a batch's activations, folding leaves out about four: two of the
+    three backward, as the bias needs one, and both forward where the convolution adds its bias itself. It adds about
+    eight over the W elements of the convolution's weight: two forward, six for the gradients of weight and scale. So A
+    has to be above 2 W: on small images or in small batches the last layers of a network are not worth it.
+
+    Args:
+        model: as in `fold_batch_norm`.
+        pairs: what `find_pairs` says of it.
+        images: `(1, 3, H, W)`, to see how large the activations are.
+        batch: images in a step.
+    """
+    modules = dict(model.named_modules())
+    elements: dict[str, int] = {}
+
+    def note(name: str, output: Tensor) -> None:
+        elements[name] = output.numel()
+
+    hooks = [
+        modules[conv].register_forward_hook(lambda _, __, output, conv=conv: note(conv, output))
+        for conv, _ in pairs
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(conv, norm) for conv, norm in pairs if batch * elements[conv] > 2 * modules[conv].weight.numel()]
+
+
 @contextmanager
 def folded_once(model: nn.Module, pairs: Pairs | None = None) -> Iterator[None]:
     """A block in which normalisations are folded, and once for all its passes: weights must not change within.
@@ -118,13 +151,12 @@ def _already_normalised(norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
 
 
 def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    return (
-        isinstance(conv, nn.Conv2d)
-        and isinstance(norm, nn.BatchNorm2d)
-        and not norm.training
-        and norm.running_mean is not None
-        and not hasattr(conv, _PARTNER)
-    )
+    return not norm.training and norm.running_mean is not None and not hasattr(conv, _PARTNER)
+
+
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it is of a kind, and no subclass that does more: normalises and activates, say."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 class _Tracer(fx.Tracer):
@@ -135,7 +167,7 @@ class _Tracer(fx.Tracer):
 
 
 def find_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of modules of which the second gets all the output of the first, each called once in a pass.
+    """Convolutions, each with the normalisation that alone gets its output, both called once in a pass.
 
     Args:
         model: traceable by `torch.fx`; of a model that is not there are none.
@@ -144,6 +176,7 @@ def find_pairs(model: nn.Module) -> list[tuple[str, str]]:
         graph = _Tracer().trace(model)
     except Exception:  # whatever a forward does with a stand-in for its input, the model is then left alone
         return []
+    modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times: dict[str, int] = {}
     for node in calls:
@@ -151,9 +184,11 @@ def find_pairs(model: nn.Module) -> list[tuple[str, str]]:
     return [
         (before.target, node.target)
         for node in calls
-        if len(node.args) == 1
+        if _computes_as(modules[node.target], nn.BatchNorm2d)
+        and len(node.args) == 1
         and isinstance(before := node.args[0], fx.Node)
         and before.op == "call_module"
+        and _computes_as(modules[before.target], nn.Conv2d)
         and len(before.users) == 1
         and times[before.target] == times[node.target] == 1
     ]

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ratfast import checkpoints, models, protocol
+from ratfast import models, protocol
 from ratfast.arena import Arena
 from ratfast.averaging.along import AlongRun
 from ratfast.config import Recipe
+from ratfast.models.folding import fold_batch_norm, worth_folding
 from ratfast.train import records
 from ratfast.train.context import Context
 from ratfast.train.evaluation import correct_mask
@@ -25,6 +26,7 @@ from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
 from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
+from ratfast.train.writer import Writer
 from ratfast.version import __version__
 
 RUN = "run.json"
@@ -55,7 +57,7 @@ def run_job(job: Job, context: Context) -> None:
     hparams = draw_hparams(job, recipe)
     model = starting_model(job, context, hparams["dropout"])
     if recipe.folds_batch_norm:
-        models.fold_batch_norm(model.featurizer, model.featurizer.pairs)
+        _fold(model, job, context)
     arena = Arena(model)
     schedule = Schedule(
         steps=job.steps,
@@ -119,17 +121,27 @@ def run_job(job: Job, context: Context) -> None:
         "val": chosen["val"],
         **tested,
     }
-    with records.new_run(context.output / job.name) as folder:
+    with records.new_run(context.output / job.name) as folder, Writer() as writer:
         records.write_rows(folder, domainbed_rows(fitted.rows, job, hparams, context))
         metadata = {"kind": "member", "model": models.describe(model), "run": record}
-        checkpoints.save(model.state_dict(), folder / records.CHECKPOINT, metadata=metadata)
+        writer.save(model.state_dict(), folder / records.CHECKPOINT, metadata)
         if along:
-            record["along"] = _along_records(along, model, job, context, held_out, folder)
+            record["along"] = _along_records(along, model, job, context, held_out, folder, writer)
         timing = {"seconds": stopwatch.seconds, "images_per_second": speed}
         records.write_json(folder / RUN, {**record, **timing})
     snapshots.forget()
     progress.end()
     say(f"from {job.start}, {speed:.0f} img/s, val {chosen['val']:.4f}, {stopwatch.seconds:.0f} s")
+
+
+def _fold(model: models.Classifier, job: Job, context: Context) -> None:
+    """Folds normalisations where that saves traffic in this run."""
+    size = model.image_size
+    example = torch.zeros(1, 3, size, size, device=context.device)
+    domains = context.tasks.training_domains(job.dataset, job.test_env)
+    batch = context.recipe.train.batch_size * len(domains)
+    featurizer = model.featurizer
+    fold_batch_norm(featurizer, worth_folding(featurizer, featurizer.pairs, example, batch))
 
 
 def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
@@ -209,8 +221,9 @@ def _along_records(
     context: Context,
     held_out: HeldOut,
     folder: Path,
+    writer: Writer,
 ) -> dict[str, Any]:
-    """Saves the averages along a run and says how good they are; the model is left as the last of them."""
+    """Begins to save the averages along a run and says how good they are; the model is left as the last of them."""
     found = {}
     splits = context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
     validator = Validator(model, splits, context.precision, job.test_env)
@@ -227,5 +240,5 @@ def _along_records(
             "run": job.name,
             **note,
         }
-        checkpoints.save(model.state_dict(), folder / f"{name}.safetensors", metadata=metadata)
+        writer.save(model.state_dict(), folder / f"{name}.safetensors", metadata)
     return found
