@@ -163,6 +163,8 @@ class Training:
                         snapshots.save(self.snapshot())
                         snapshots.wait()
                 raise
+            finally:
+                self._step = None  # it refers to this object, and may hold a CUDA graph
         return self.fitted
 
     def snapshot(self) -> Snapshot:

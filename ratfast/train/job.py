@@ -56,8 +56,6 @@ def run_job(job: Job, context: Context) -> None:
     torch.manual_seed(job.run_seed)  # the new head, and dropout
     hparams = draw_hparams(job, recipe)
     model = starting_model(job, context, hparams["dropout"])
-    if recipe.folds_batch_norm:
-        _fold(model, job, context)
     arena = Arena(model)
     schedule = Schedule(
         steps=job.steps,
@@ -79,6 +77,9 @@ def run_job(job: Job, context: Context) -> None:
     along = {name: start_along(name, job.steps) for name in job.along}
     data_of = (job.dataset, job.test_env, job.trial_seed)
     with ExitStack() as open_files:
+        if recipe.folds_batch_norm:
+            _fold(model, job, context)
+            open_files.callback(models.unfold_batch_norm, model)  # folded layers refer to themselves
         splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
         validator = Validator(model, splits, context.precision, job.test_env)
         loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
