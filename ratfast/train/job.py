@@ -24,12 +24,11 @@ from ratfast.train.plan import Job, evaluation_interval, run_arguments
 from ratfast.train.rows import start_along
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
+from ratfast.train.state import snapshot_file
 from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
 from ratfast.train.writer import Writer
 from ratfast.version import __version__
-
-RUN = "run.json"
 
 
 def draw_hparams(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def run_job(job: Job, context: Context) -> None:
         if along:
             record["along"] = _along_records(along, model, job, context, held_out, folder, writer)
         timing = {"seconds": stopwatch.seconds, "images_per_second": speed}
-        records.write_json(folder / RUN, {**record, **timing})
+        records.write_json(folder / records.RUN, {**record, **timing})
     snapshots.forget()
     progress.end()
     say(f"from {job.start}, {speed:.0f} img/s, val {chosen['val']:.4f}, {stopwatch.seconds:.0f} s")
@@ -147,7 +146,6 @@ def _fold(model: models.Classifier, job: Job, context: Context) -> None:
 
 def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
     """Where a run keeps its state while it goes on: beside the folder that it will have."""
-    folder = context.output / job.name
     identity = {
         "job": asdict(job),
         "schedule": asdict(schedule),
@@ -156,7 +154,7 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "folds_batch_norm": context.recipe.folds_batch_norm,
         "version": __version__,
     }
-    return Snapshots(folder.with_name(folder.name + records.SNAPSHOT_SUFFIX), identity)
+    return Snapshots(snapshot_file(job, context.output), identity, context.recipe.train.snapshot_seconds)
 
 
 class HeldOut:

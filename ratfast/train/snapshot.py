@@ -16,9 +16,6 @@ from ratfast import checkpoints
 from ratfast.errors import InputError
 from ratfast.train.writer import Writer
 
-INTERVAL_SECONDS = 60.0
-"""Between two snapshots: long enough to cost nothing, short enough to lose nothing that matters."""
-
 _KIND = "snapshot"
 
 
@@ -51,7 +48,7 @@ class Snapshots:
         self,
         path: Path,
         identity: Mapping[str, Any],
-        interval: float = INTERVAL_SECONDS,
+        interval: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = path
