@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ class Writer:
         """
         self.wait()  # so that no more than one copy is held
         copies = {name: _copy(tensor) for name, tensor in tensors.items()}
-        self._writing = self._thread.submit(checkpoints.save, copies, path, metadata)
+        self._writing = self._thread.submit(checkpoints.save, copies, path, copy.deepcopy(metadata))
 
     def wait(self) -> None:
         """Waits until what was given is on the disk.
