@@ -256,8 +256,7 @@ class Part:
         if zero_grads:
             if self._replaced:
                 torch._foreach_zero_(self._replaced)
-            replacements = {place for place, _, strides in self._singles if strides is not None}
-            own = [self.grads[place] for place, *_ in self._singles if place not in replacements]
+            own = [self.grads[place] for place, _, strides in self._singles if strides is None]
             self.left_zero = [*self._whole_rows, *own, *self._replaced]
             written = [*written, *self.left_zero]
         if self._singles:  # gradients are the user's to free
