@@ -214,7 +214,7 @@ def step_table(
 
     Args:
         params: as in a step, like all that follows; of lists that such a step has accepted.
-        grads: the gradients, which may move later: see `ratfast.optim.guard.Guard.keep`.
+        grads: the gradients, which may move later: see `ratfast.optim.guard.keep_table`.
         states: the lists of states that the step has.
         extras: of it the averages and copies.
 
