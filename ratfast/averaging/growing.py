@@ -14,7 +14,6 @@ from ratfast.averaging.pool import Pool
 # Members that are read one by one while there is no sum: with it they would be no fewer bytes.
 _MOST_BEFORE = 4
 _MOST_APART = 2  # members that are not in the sum
-_LINE = 64  # bytes
 
 
 class GrowingSoup:
