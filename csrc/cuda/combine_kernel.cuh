@@ -51,7 +51,6 @@ struct ExactOps {
 };
 
 constexpr int kCombineCount = 4;  // elements per thread, and words of a Philox block
-constexpr int kCombineBatch = 4;  // sources asked for before the first is used, see mix_kernel.cuh
 
 // One model's values, as they are added: of `count` elements from `index` on, which start at word `word` of
 // their Philox block.
@@ -87,7 +86,9 @@ template <CombineKind kind>
 __global__ void __launch_bounds__(kThreads, 2) combine_kernel(const __grid_constant__ CombineTable table) {
   constexpr int count = kCombineCount;
   constexpr bool fisher = kind == CombineKind::fisher;
-  constexpr int batch = fisher ? kCombineBatch / 2 : kCombineBatch;
+  // Models asked for before the first is used, see mix_kernel.cuh: as many as registers hold beside the
+  // states.
+  constexpr int batch = fisher || of_differences(kind) ? 2 : 4;
   for (long long chunk = blockIdx.x; chunk < table.chunks.total(); chunk += gridDim.x) {
     const int segment = table.chunks.find(chunk);
     const long long numel = table.chunks.numel[segment];
