@@ -147,7 +147,7 @@ class Tasks:
             cache=self._training,
         )
 
-    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:
+    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, PlainImages]:
         """The held-out halves of the training domains, decoded."""
         return {
             (domain, "out"): PlainImages(
@@ -164,7 +164,7 @@ class Tasks:
         model: Classifier,
         seed: int,
         open_files: ExitStack,
-    ) -> dict[Split, Images]:
+    ) -> Mapping[Split, Images]:
         """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
 
         Args:
