@@ -47,8 +47,10 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         train_cache_side: unset, training images are decoded whenever they are drawn; else they are decoded once, and
             kept with their shorter side resized to so many pixels if it is longer (`ratfast.data.training_cache`
             says what that does to the crops).
-        train_cache_gib: most memory for them, in GiB; images beyond it are decoded whenever they are drawn.
-        eval_cache_gib: most memory for decoded evaluation images, in GiB; domains beyond it are decoded at each use.
+        train_cache_gib: most memory of each worker for them, in GiB; images beyond it are decoded whenever they are
+            drawn.
+        eval_cache_gib: most memory of each worker for decoded evaluation images, in GiB; domains beyond it are
+            decoded at each use.
         eval_cache_device_gib: most memory of a CUDA device for them, in GiB; what does not fit goes to the former.
         on_bad_image: what an image that cannot be read does: "error" ends the command and names it; "skip" leaves it
             out, of training, validation and test: every image is decoded once before anything is split.
@@ -158,7 +160,22 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere, and under the
             official protocol.
-        threads: of the CPU; unset, torch's own choice.
+        threads: of the CPU, for each worker; unset, torch's own choice for one, and for several a share of the
+            processors each. The last digits of results may depend on it.
+        workers: processes that train at a time, each on a GPU of its own where there is one; unset, one for each GPU
+            that "auto" finds, else one, which is the command itself.
+        retries: how often a training or an average is tried again by another worker when its worker failed or was
+            lost; a mistake in the input is not tried again.
+        ray: address of a Ray cluster that carries the trainings out: "local" for one of this machine alone, "auto" for
+            the one that runs on it, "host:port" or "ray://host:port". Its machines must all see the folders of this
+            recipe under the same names.
+        snapshot_seconds: time between two states of a training that are kept for the case that it dies, in seconds.
+        fold_batch_norm: "on" trains with batch normalisation folded into the convolutions anew at each update
+            (`ratfast.models.folding`): the same function and gradients in fewer passes over memory; "off" keeps its
+            passes; "auto" is "on", but "off" under the official protocol, whose roundings it keeps. Evaluations always
+            fold.
+        cuda_graph: on CUDA, "auto" captures an update into a CUDA graph and replays it; where that fails, updates are
+            made one operation at a time, as with "off", and the output says so (time alone).
     """
 
     rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
@@ -175,6 +192,12 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    retries: Annotated[int, Meta(ge=0, le=1000)] = 1
+    ray: _Text | None = None
+    snapshot_seconds: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
+    fold_batch_norm: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "off"] = "auto"
 
 
 class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +258,13 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"train.probe_steps is {self.train.probe_steps}, expected fewer than train.steps "
                 f"({steps}), of which they are part"
             )
+
+    @property
+    def folds_batch_norm(self) -> bool:
+        """Whether trainings fold: `train.fold_batch_norm`, settled."""
+        if self.train.fold_batch_norm == "auto":
+            return self.protocol.name != "official"
+        return self.train.fold_batch_norm == "on"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and key, in this module's order, without what is unset."""

@@ -1,13 +1,19 @@
-"""Accuracy on decoded images: the one place where it is computed, for training, averages and `ratfast evaluate`."""
+"""Accuracy on decoded images: the one place where it is computed, for training, averages and `ratfast evaluate`.
+
+Batch normalisation is folded into the convolutions, once for an evaluation: alike everywhere, so that a network has
+one accuracy wherever it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ratfast.models import Classifier
+from ratfast.models.folding import folded_once
 
 BATCH_SIZE = 128
 """Images per forward pass. Fixed: another size may take other kernels, whose rounding can flip a prediction."""
@@ -36,7 +42,14 @@ def normalised(images: Tensor, model: Classifier) -> Tensor:
     return scaled.sub_(mean).div_(std)
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: Classifier, device: torch.device, precision: str) -> Iterator[None]:
+    """A block in which features are computed for an evaluation; weights must not change within."""
+    featurizer = model.featurizer
+    with torch.no_grad(), autocast(device, precision), folded_once(featurizer, featurizer.pairs):
+        yield
+
+
 def extract_features(
     model: Classifier, images: Tensor, precision: str, progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
@@ -53,7 +66,7 @@ def extract_features(
     """
     features = []
     device = next(model.parameters()).device
-    with autocast(device, precision):
+    with evaluating(model, device, precision):
         for number, batch in enumerate(images.split(BATCH_SIZE), 1):
             features.append(model.features(normalised(batch.to(device), model)))
             if progress is not None:

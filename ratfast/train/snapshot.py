@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from ratfast import checkpoints
 from ratfast.errors import InputError
-
-INTERVAL_SECONDS = 60.0
-"""Between two snapshots: long enough to cost nothing, short enough to lose nothing that matters."""
+from ratfast.train.writer import Writer
 
 _KIND = "snapshot"
 
@@ -51,7 +48,7 @@ class Snapshots:
         self,
         path: Path,
         identity: Mapping[str, Any],
-        interval: float = INTERVAL_SECONDS,
+        interval: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = path
@@ -59,8 +56,7 @@ class Snapshots:
         self._interval = interval
         self._clock = clock
         self._last = clock()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ratfast-snapshot")
-        self._writing: Future[None] | None = None
+        self._writer = Writer()
 
     def load(self) -> Snapshot | None:
         """The last snapshot of this training; None if there is no file, or a damaged one, or another training's."""
@@ -84,11 +80,9 @@ class Snapshots:
         Raises:
             OSError: the snapshot before could not be written, such as on a full disk; the one before that is kept.
         """
-        self.wait()
-        tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
         metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writing = self._writer.submit(checkpoints.save, tensors, self._path, metadata)
+        self._writer.save(snapshot.tensors, self._path, metadata)
         self._last = self._clock()
 
     def wait(self) -> None:
@@ -97,9 +91,7 @@ class Snapshots:
         Raises:
             OSError: it could not be written.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        self._writer.wait()
 
     def forget(self) -> None:
         """Removes the file: the training has ended."""
@@ -110,10 +102,7 @@ class Snapshots:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._writer.shutdown()
+        self._writer.__exit__(*error)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
@@ -129,8 +118,3 @@ def restore_random_states(states: Mapping[str, Tensor], device: torch.device) ->
     torch.set_rng_state(states["random_cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["random_cuda"], device)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    detached = tensor.detach()
-    return detached.clone() if detached.device.type == "cpu" else detached.to("cpu")

@@ -1,6 +1,7 @@
 """Snapshots: whole or not there, only for their own training, and exact."""
 
 import errno
+import threading
 from unittest import mock
 
 import pytest
@@ -48,6 +49,23 @@ def test_training_may_go_on_while_it_is_written(tmp_path):
         snapshots.save(Snapshot({}, {"weights": weights}))
         weights.fill_(1.0)
     assert not Snapshots(tmp_path / "run", IDENTITY).load().tensors["weights"].any()
+
+
+def test_what_is_noted_later_is_not_in_it(tmp_path):
+    rows = [{"val": 0.5}]
+    begin, save = threading.Event(), checkpoints.save
+
+    def late(*arguments):
+        begin.wait(10)
+        save(*arguments)
+
+    with Snapshots(tmp_path / "run", IDENTITY) as snapshots, mock.patch.object(checkpoints, "save", late):
+        snapshots.save(Snapshot({"rows": rows}, {"weights": torch.zeros(1)}))
+        rows[0]["val"] = 0.75
+        rows.append({"val": 1.0})
+        begin.set()
+        snapshots.wait()
+        assert snapshots.load().values == {"rows": [{"val": 0.5}]}
 
 
 @pytest.mark.parametrize(
