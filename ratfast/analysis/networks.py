@@ -21,7 +21,6 @@ from ratfast.config.schema import Data
 from ratfast.errors import InputError
 from ratfast.train import host, records
 from ratfast.train.checkpoint_accuracy import build_network, fill_network
-from ratfast.train.job import RUN
 from ratfast.train.progress import Display
 from ratfast.train.tasks import Tasks
 
@@ -160,7 +159,7 @@ class _Run:
         summary = read_object(folder / records.SUMMARY)
         try:
             found = [(member["name"], member["initialisation"]) for member in summary["members"]]
-            trials = [read_object(folder / name / RUN)["trial_seed"] for name, _ in found]
+            trials = [read_object(folder / name / records.RUN)["trial_seed"] for name, _ in found]
         except (KeyError, TypeError):
             raise InputError(
                 f"{folder / records.SUMMARY} does not list its members, or one of them not its trial"

@@ -14,7 +14,6 @@ from ratfast.analysis.whole import ANALYSIS, compare_networks
 from ratfast.checkpoints import read_metadata, sha256
 from ratfast.errors import InputError
 from ratfast.train import records
-from ratfast.train.job import RUN
 
 AVERAGES = "averages"
 _T = TypeVar("_T")
@@ -180,7 +179,7 @@ def read_output(folder: Path) -> Output:
             "cannot be checked."
         )
     runs = []
-    for path in sorted(folder.glob(f"**/{RUN}")):
+    for path in sorted(folder.glob(f"**/{records.RUN}")):
         name = _below(path.parent, folder)
         if path.parent.name.endswith(".partial"):
             continue
@@ -188,7 +187,7 @@ def read_output(folder: Path) -> Output:
         rows = attempt(path.with_name(records.RESULTS), _rows, [], "its history is not shown")
         runs.append(Run(name, record, rows))
     if not runs:
-        missing.append(f"There is no {RUN} of any run, so no histories.")
+        missing.append(f"There is no {records.RUN} of any run, so no histories.")
     recorded = _objects(summary.get("averages"))
     averages = []
     for name in dict.fromkeys(
