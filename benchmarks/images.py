@@ -11,8 +11,8 @@ images of each domain at 224x224, augmented and normalised, in float32 (bfloat16
 - `ratfast-cache-256`: from the training cache, filled before.
 
 Evaluation is a pass over all images, as normalised batches of 64: `official` decodes each time (FastDataLoader),
-`ratfast-kept` serves them from the cache of decoded images. `floor-*` decodes alone, on as many threads as there are
-cores. Before it is timed, every training contestant makes what its workers may have made ahead: a DataLoader two
+`ratfast-kept` serves them from the cache of decoded images, as the trainer does. `floor-*` decodes alone, on as many
+threads as there are cores. Before it is timed, every training contestant makes what its workers may have made ahead: a DataLoader two
 batches per worker. In evaluation the official loader's first two batches of a domain are made ahead, to its favour.
 
 Arguments: `--json FILE` (for record.py).
@@ -38,6 +38,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ from torchvision.datasets import ImageFolder
 from ratfast.data import DecodedCache, TrainingCache, build_loader, scan
 from ratfast.data.backend import open_backend
 from ratfast.data.files import read_image
+from ratfast.models import Normalisation
+from ratfast.train.evaluation import normalised
 
 DEVICE = torch.device(os.environ.get("RATFAST_BENCH_DEVICE", "cpu"))
 THREADS = int(os.environ["RATFAST_BENCH_THREADS"]) if "RATFAST_BENCH_THREADS" in os.environ else None
@@ -61,6 +64,7 @@ SIZES = os.environ.get("RATFAST_BENCH_SIZES", "227x227,500x375").split(",")
 DOMAINBED = os.environ.get("RATFAST_BENCH_DOMAINBED")
 BATCH = 32  # of each domain
 DOMAINS = 3
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 Step = Callable[[], Any]  # makes one batch of all domains, or one pass over all images
@@ -138,7 +142,7 @@ def own_training(folder: Path, backend: str, side: int | None, closing: ExitStac
         std=STD,
         seed=0,
         device=DEVICE,
-        dtype=torch.bfloat16 if DEVICE.type == "cuda" else torch.float32,
+        dtype=DTYPE,
         backend=backend,
         cache=None if side is None else TrainingCache(side),
         threads=THREADS,
@@ -171,14 +175,16 @@ def official_evaluation(folder: Path) -> Step:
 
 def own_evaluation(folder: Path) -> Step:
     dataset, cache = scan(folder), DecodedCache(device=DEVICE)
-    mean = torch.tensor(MEAN, device=DEVICE).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=DEVICE).view(1, 3, 1, 1)
+    model = SimpleNamespace(normalisation=Normalisation(tuple(MEAN), tuple(STD)))
 
     def step() -> None:
+        room = None
         for domain in range(len(dataset.domains)):
             for batch in cache.get(dataset, domain, 224).split(64):
-                scaled = batch.to(DEVICE).to(torch.float32, memory_format=torch.channels_last)
-                scaled.div_(255).sub_(mean).div_(std)
+                made = normalised(batch.to(DEVICE), model, DTYPE, room)
+                room = made if room is None else room
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
 
     return step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +66,7 @@ class Tasks:
             backend=recipe.data.backend,
             max_bytes=int(recipe.data.eval_cache_gib * _GIB),
             max_device_bytes=int(recipe.data.eval_cache_device_gib * _GIB),
+            threads=recipe.data.decode_threads,
             progress=partial(display.count, "decoding images for evaluation"),
         )
         side = recipe.data.train_cache_side
@@ -133,10 +133,11 @@ class Tasks:
             dtype=dtype,
             backend=self._data.backend,
             cache=self._training,
+            threads=self._data.decode_threads,
         )
 
     def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:
-        """The held-out halves of the training domains, decoded."""
+        """The held-out halves of the training domains."""
         return {
             (domain, "out"): PlainImages(
                 *self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
@@ -149,9 +150,8 @@ class Tasks:
         dataset: str,
         test_env: int | None,
         trial_seed: int,
-        model: Classifier,
+        loader: data.Loader,
         seed: int,
-        open_files: ExitStack,
     ) -> dict[Split, Images]:
         """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
 
@@ -159,9 +159,8 @@ class Tasks:
             dataset: name of the data set.
             test_env: index of the held-out domain.
             trial_seed: the trial.
-            model: says how images are normalised.
-            seed: of augmented evaluation images.
-            open_files: closes what they are read with.
+            loader: of the run, for augmented images.
+            seed: of augmented images.
         """
         augmented = self._protocol.validation_images == "augmented"
         everything = self._protocol.evaluated == "all"
@@ -179,14 +178,10 @@ class Tasks:
                     labels = torch.as_tensor(
                         self.datasets[dataset].domains[domain].labels[indices], device=self._device
                     )
-                    batches = open_files.enter_context(
-                        AugmentedSplit(
-                            [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
-                            model,
-                            self._data,
-                            self._device,
-                            protocol.seed_hash(seed, "evaluation", domain, half),
-                        )
+                    batches = AugmentedSplit(
+                        [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
+                        loader,
+                        protocol.seed_hash(seed, "evaluation", domain, half),
                     )
                     found[domain, half] = AugmentedImages(batches, labels)
                 else:
@@ -198,8 +193,10 @@ class Tasks:
         domains = range(len(self.datasets[dataset].domains))
         return min(len(self.split(dataset, domain, trial_seed)[0]) / batch_size for domain in domains)
 
-    def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""
+    def images(
+        self, dataset: str, domain: int, indices: np.ndarray | None = None
+    ) -> tuple[data.DecodedImages, Tensor]:
+        """Images and labels `(N,)` of a domain, or of some of its images."""
         chosen = self.datasets[dataset].domains[domain]
         if indices is None and len(chosen.left_out):
             indices = chosen.usable()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ratfast.data import DecodedImages
 from ratfast.models import Classifier
 from ratfast.train.evaluation import autocast, extract_features, logits
 
@@ -21,11 +22,11 @@ class PlainImages:
     """Decoded images as they are; a frozen backbone's features of them need to be computed only once.
 
     Attributes:
-        images: `(N, 3, S, S)` uint8.
+        images: `(N, 3, S, S)` uint8, or what hands out batches of them.
         labels: `(N,)` int64.
     """
 
-    images: Tensor
+    images: Tensor | DecodedImages
     labels: Tensor
 
 
