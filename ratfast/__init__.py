@@ -1,5 +1,18 @@
 """ratfast: Model Ratatouille (arXiv 2212.10445) made fast.
 
+| for | look at |
+|---|---|
+| averages of models | `average`, `merge`, `merge_files`, `Pool`, `greedy_soup`, `ratfast.averaging` |
+| averages along a run | `ModelEma`, `ratfast.swa`, `ratfast.averaging` |
+| optimizers whose step is one pass | `ratfast.optim`, `Arena` |
+| checkpoint files of any kind | `ratfast.checkpoints` |
+| DomainBed's splits, draws and seeds | `ratfast.protocol` |
+| images of domains | `ratfast.data` |
+| networks | `ratfast.models` |
+| whole trainings | `ratfast.train`, recipes in `ratfast.config.schema` |
+| what sets of networks look like | `ratfast.analysis` |
+| the operators themselves | `ratfast.ops` |
+
 Public names are loaded on first use, so that `import ratfast` and the command line's `--help` do not pay
 for torch.
 """
@@ -13,7 +26,7 @@ from ratfast.errors import InputError
 from ratfast.version import __version__
 
 if TYPE_CHECKING:
-    from ratfast import checkpoints, data, models, optim, protocol, swa, train
+    from ratfast import analysis, averaging, checkpoints, data, models, ops, optim, protocol, swa, train
     from ratfast.arena import Arena
     from ratfast.averaging import average, merge, merge_files
     from ratfast.averaging.pool import Pool
@@ -26,13 +39,16 @@ __all__ = [
     "ModelEma",
     "Pool",
     "__version__",
+    "analysis",
     "average",
+    "averaging",
     "checkpoints",
     "data",
     "greedy_soup",
     "merge",
     "merge_files",
     "models",
+    "ops",
     "optim",
     "protocol",
     "swa",
@@ -43,13 +59,16 @@ _HOMES = {
     "Arena": "arena",
     "ModelEma": "ema",
     "Pool": "averaging.pool",
+    "analysis": None,
     "average": "averaging",
+    "averaging": None,
     "checkpoints": None,
     "data": None,
     "greedy_soup": "averaging.soup",
     "merge": "averaging",
     "merge_files": "averaging",
     "models": None,
+    "ops": None,
     "optim": None,
     "protocol": None,
     "swa": None,
