@@ -1,6 +1,8 @@
 // The kernel of normalise_images: bytes to floats, four at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "../core/image.h"
 #include "device.cuh"
 
@@ -24,7 +26,7 @@ struct NormaliseTable {
 template <ImageType type>
 __global__ void __launch_bounds__(kThreads) normalise_kernel(const __grid_constant__ NormaliseTable table) {
   using Table = NormaliseTable;
-  constexpr int size = image_item_size(type);
+  using Number = std::conditional_t<type == ImageType::f32, float, std::uint16_t>;
   const ImageTarget& target = table.target;
   for (long long chunk = blockIdx.x; chunk < table.chunks(); chunk += gridDim.x) {
     const long long first = chunk * (kThreads * Table::kUnrolled) + threadIdx.x;
@@ -45,27 +47,25 @@ __global__ void __launch_bounds__(kThreads) normalise_kernel(const __grid_consta
       const long long group = first + k * kThreads, at = group * Table::kGroup;
       const int channel =
           static_cast<int>(group % 3);  // of the first value, since a group is one more than three
-      alignas(16) unsigned char numbers[Table::kGroup * size];
+      alignas(16) Number numbers[Table::kGroup];
 #pragma unroll
       for (int i = 0; i < Table::kGroup; ++i) {
         const int c = (channel + i) % 3;
         const float scale = c == 0 ? target.scale[0] : c == 1 ? target.scale[1] : target.scale[2];
         const float shift = c == 0 ? target.shift[0] : c == 1 ? target.shift[1] : target.shift[2];
         const float value = apart(static_cast<float>(bytes[k][i]), scale) + shift;
-        if constexpr (type == ImageType::f32) {
-          memcpy(numbers + i * size, &value, size);
-        } else {
-          const std::uint16_t half = float_to_bf16(value);
-          memcpy(numbers + i * size, &half, size);
-        }
+        if constexpr (type == ImageType::f32)
+          numbers[i] = value;
+        else
+          numbers[i] = float_to_bf16(value);
       }
-      unsigned char* to = static_cast<unsigned char*>(target.data) + at * size;
+      Number* to = static_cast<Number*>(target.data) + at;
       if (table.aligned && at + Table::kGroup <= table.values) {
-        store_bytes<Table::kGroup * size>(to, numbers);
+        store_bytes<sizeof(numbers)>(to, reinterpret_cast<const unsigned char*>(numbers));
       } else {
 #pragma unroll
         for (int i = 0; i < Table::kGroup; ++i)
-          if (at + i < table.values) memcpy(to + i * size, numbers + i * size, size);
+          if (at + i < table.values) to[i] = numbers[i];
       }
     }
   }
