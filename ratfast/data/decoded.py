@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from ratfast.data.folders import DomainDataset
 from ratfast.errors import InputError
 
 _BATCH = 64
+_STREAM_THREADS = 2
 
 
 def decode(
@@ -125,8 +127,9 @@ class DecodedImages:
         if sum(len(images) for _, images, _ in self._places) == len(self):
             yield from (self._batch(cut, None) for cut in cuts)
             return
-        # While a batch is used, the next one is decoded.
-        opened = _open(self._backend, self._size, size, self._device, self._threads)
+        # While a batch is used, the next one is decoded: on so few threads since a run's loader keeps its own.
+        threads = self._threads or min(_STREAM_THREADS, len(os.sched_getaffinity(0)))
+        opened = _open(self._backend, self._size, size, self._device, threads)
         with closing(opened), ThreadPoolExecutor(1, thread_name_prefix="ratfast-ahead") as ahead:
             following = ahead.submit(self._batch, cuts[0], opened)
             for cut in [*cuts[1:], None]:
@@ -137,8 +140,9 @@ class DecodedImages:
 
     def tensor(self) -> torch.Tensor:
         """All images at once, (N, 3, S, S)."""
-        empty = torch.empty((0, 3, self._size, self._size), dtype=torch.uint8, device=self._device)
-        return next(self.split(len(self))) if len(self) else empty
+        if not len(self):
+            return self._room(0).permute(0, 3, 1, 2)
+        return next(self.split(len(self)))
 
     def _batch(self, cut: slice, opened: Backend | None) -> torch.Tensor:
         start, stop = cut.start, cut.stop
@@ -177,7 +181,7 @@ class DecodedCache:
         backend: "auto", "dali" or "torchvision".
         max_bytes: most memory to use on the CPU; no limit if None.
         max_device_bytes: most memory to use on `device`, if that is not the CPU; no limit if None.
-        threads: decoding threads; as many as this process may use, at most 3, if None.
+        threads: decoding threads; if None as many as this process may use, at most 3 for what is kept, 2 for the rest.
         progress: told how far a decoding is.
     """
 
@@ -259,14 +263,14 @@ class DecodedCache:
         with self._lock:
             self._kept.clear()
 
-    def _rooms(self, image_bytes: int) -> Iterator[tuple[torch.device, int | None]]:
+    def _rooms(self, image_bytes: int) -> Iterator[tuple[torch.device, int]]:
         """Where images are kept, in the order of preference, and how many more have room there."""
         cpu = torch.device("cpu")
         limits = {self.device: self.max_device_bytes} | {cpu: self.max_bytes}
         for device, limit in limits.items():
             parts = [kept.pixels for parts in self._kept.values() for kept in parts]
             used = sum(pixels.numel() for pixels in parts if pixels.device.type == device.type)
-            yield device, None if limit is None else max(0, limit - used) // image_bytes
+            yield device, sys.maxsize if limit is None else max(0, limit - used) // image_bytes
 
     def _decoded(self, paths: Sequence[str], rows: np.ndarray, size: int, device: torch.device) -> _Kept:
         pixels = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, device=device)

@@ -179,6 +179,8 @@ def test_the_first_place_that_has_room(root, monkeypatch):
     assert [(pixels.device.type, len(pixels)) for pixels, *_ in images._places] == [("meta", 4), ("cpu", 5)]
     assert cache.nbytes == 9 * image
     assert not cache.get(dataset, 1, 16)._places
+    unlimited = DecodedCache(device="meta", max_bytes=5 * image).get(dataset, 0, 16)
+    assert [(pixels.device.type, len(pixels)) for pixels, *_ in unlimited._places] == [("meta", 10)]
 
 
 @pytest.mark.cuda
