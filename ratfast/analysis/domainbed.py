@@ -8,14 +8,15 @@ are. Accuracies on a test domain are those on its in-split.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ratfast import catalogue
+import numpy as np
+
+from ratfast import catalogue, protocol
 from ratfast.errors import InputError
 
 Record = Mapping[str, Any]
@@ -87,7 +88,7 @@ def training_domain_validation(run: Sequence[Record], test_env: int) -> Choice |
 
     def of(record: Record) -> Choice:
         kept = [record[f"env{i}_out_acc"] for i in range(_domains(record)) if i != test_env]
-        return math.fsum(kept) / len(kept), record[f"env{test_env}_in_acc"]
+        return protocol.selection_score(kept), record[f"env{test_env}_in_acc"]
 
     return _best(of(record) for record in _held_out(run, 1))
 
@@ -106,7 +107,8 @@ def leave_one_domain_out(run: Sequence[Record], test_env: int) -> Choice | None:
         needed = set(range(_domains(records[0]))) - {test_env}
         if accuracies.keys() != needed:
             return None
-        return math.fsum(accuracies.values()) / len(needed), single[0][f"env{test_env}_in_acc"]
+        score = protocol.selection_score([accuracies[env] for env in sorted(needed)])
+        return score, single[0][f"env{test_env}_in_acc"]
 
     return _best(of(records) for records in _groups(run, lambda record: record["step"]).values())
 
@@ -128,6 +130,24 @@ SELECTIONS: dict[str, Callable[[Sequence[Record], int], Choice | None]] = {
     "test-domain validation set (oracle)": test_domain_validation,
 }
 """The ways of selection, in DomainBed's order, under its names."""
+
+
+_ORDER = [
+    "ColoredMNIST",
+    "RotatedMNIST",
+    "VLCS",
+    "PACS",
+    "OfficeHome",
+    "TerraIncognita",
+    "DomainNet",
+    "SVIRO",
+]
+
+
+def _place(dataset: str) -> tuple[bool, int, str]:
+    """Sorts data sets as DomainBed does, then others by name."""
+    known = dataset in _ORDER
+    return not known, _ORDER.index(dataset) if known else 0, dataset
 
 
 def _groups(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
@@ -191,7 +211,7 @@ def tables(records: Sequence[Record]) -> list[Table]:
             if test_env >= 0:
                 key = (arguments["dataset"], arguments["algorithm"], test_env, arguments["trial_seed"])
                 groups.setdefault(key, []).append(record)
-    datasets = sorted({dataset for dataset, *_ in groups})
+    datasets = sorted({dataset for dataset, *_ in groups}, key=_place)
     if not groups:
         raise InputError("no run holds a domain out, so there is nothing to report")
     return [table for name in SELECTIONS for table in _tables_of(name, groups, algorithms, datasets)]
@@ -221,7 +241,7 @@ def _tables_of(
                 rows[algorithm].append(_cell(list(accuracies.values())))
                 for trial, test in accuracies.items():
                     by_trial.setdefault(trial, []).append(test)
-            averages[algorithm].append(_cell([sum(tests) / len(tests) for tests in by_trial.values()]))
+            averages[algorithm].append(_cell([float(np.mean(tests)) for tests in by_trial.values()]))
         found.append(Table(selection, dataset, (*names, "Avg"), rows))
     found.append(Table(selection, "Averages", (*datasets, "Avg"), averages))
     return found
@@ -241,9 +261,8 @@ def _cell(accuracies: Sequence[float]) -> Cell | None:
     if not accuracies:
         return None
     count = len(accuracies)
-    mean = math.fsum(accuracies) / count
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in accuracies) / count)
-    return Cell(mean, spread / math.sqrt(count), count)
+    error = float(np.std(np.asarray(accuracies) / np.sqrt(count)))
+    return Cell(float(np.mean(accuracies)), error, count)
 
 
 def _domain_names(dataset: str, groups: Mapping[tuple[str, str, int, int], Sequence[Record]]) -> list[str]:
@@ -315,9 +334,12 @@ def to_latex(found: Sequence[Table]) -> str:
 
 
 def _texts(table: Table, algorithm: str) -> list[str]:
-    average = table.average(algorithm)
-    cells = ["X" if cell is None else cell.text for cell in table.rows[algorithm]]
-    return [*cells, "X" if average is None else f"{100 * average:.1f}"]
+    cells = table.rows[algorithm]
+    texts = ["X" if cell is None else cell.text for cell in cells]
+    if None in cells:
+        return [*texts, "X"]
+    # Percents are averaged, not fractions: where a half is rounded, the last bit counts.
+    return [*texts, f"{sum(100 * cell.mean for cell in cells) / len(cells):.1f}"]
 
 
 def _escaped(text: str) -> str:

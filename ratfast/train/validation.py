@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ratfast import protocol
 from ratfast.data import DecodedImages
 from ratfast.models import Classifier
 from ratfast.train.evaluation import autocast, extract_features, logits
@@ -99,9 +100,8 @@ class Validator:
         scores = self.scores(frozen=frozen, step=step)
         row = {f"env{domain}_{half}_acc": score.accuracy for (domain, half), score in scores.items()}
         selecting = [scores[split] for split in self.selecting]
-        count = max(len(selecting), 1)
-        row["val"] = sum(score.accuracy for score in selecting) / count
-        row["val_loss"] = sum(score.loss for score in selecting) / count
+        row["val"] = protocol.selection_score([score.accuracy for score in selecting])
+        row["val_loss"] = sum(score.loss for score in selecting) / len(selecting)
         return row
 
     @property

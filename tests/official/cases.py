@@ -73,6 +73,47 @@ def greedy_pool(case: int) -> tuple[dict[str, float], Callable[[list[str]], floa
     return stored, score
 
 
+SWEEPS = {
+    # Data set: domains, and the accuracies that there are. Of tenths the means depend on the order of adding.
+    "PACS": (4, 10),
+    "VLCS": (4, 3),
+    "DomainNet": (6, 1000),
+}
+
+
+def sweep_records() -> Iterator[list[dict[str, Any]]]:
+    """Runs of made-up sweeps, as the rows of `results.jsonl`: ties, missing runs, restarts, runs that hold out two."""
+    chosen = random.Random(0)
+    for dataset, (domains, parts) in SWEEPS.items():
+        for algorithm in ("ERM", "CORAL", "Ratatouille, uniform"):
+            for trial_seed in range(3):
+                for test_env in range(domains):
+                    for hparams_seed in range(4):
+                        held_out = [[test_env]]
+                        if dataset == "PACS" and algorithm == "ERM":
+                            held_out += [sorted((test_env, other)) for other in range(test_env)]
+                        for test_envs in held_out:
+                            if algorithm == "CORAL" and chosen.random() < 0.4:
+                                continue
+                            arguments = {
+                                "dataset": dataset, "algorithm": algorithm, "test_envs": test_envs,
+                                "trial_seed": trial_seed, "hparams_seed": hparams_seed,
+                            }  # fmt: skip
+                            rows = [
+                                {
+                                    **{
+                                        f"env{env}_{half}_acc": chosen.randrange(parts + 1) / parts
+                                        for env in range(domains)
+                                        for half in ("in", "out")
+                                    },
+                                    "step": step,
+                                    "args": arguments,
+                                }
+                                for step in (0, 100, 200)
+                            ]
+                            yield rows[:2] + rows if chosen.random() < 0.1 else rows  # restarted
+
+
 CLASSES = 3
 STEPS = 20
 TRAININGS: dict[str, dict[str, Any]] = {

@@ -1,12 +1,15 @@
 """ratfast against what the official code did (`record.py`), to the bit where there is nothing to round."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ratfast
 from ratfast import protocol
@@ -15,6 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import cases  # noqa: E402 - beside this file
+import collect  # noqa: E402
 
 
 def recorded(name: str):
@@ -119,3 +123,52 @@ def test_the_first_losses(name) -> None:
     fitted = training.run(batches, lambda n: None, lambda v: None)
     found = [row["loss"] for row in fitted.rows]
     assert found == pytest.approx(recorded("losses")[name], abs=1e-4)
+
+
+def test_tables_of_collect_results(tmp_path) -> None:
+    collect.write_made_up(tmp_path)
+    theirs = collect.parse(collect.RECORD.read_text())
+    assert len(theirs) == 3 * (len(cases.SWEEPS) + 1)
+    assert collect.ours(tmp_path) == theirs
+
+
+def test_equally_good_runs_are_those_that_numpy_says() -> None:
+    # 0.1 + 0.2 + 0.3 rounds up, 0.3 + 0.2 + 0.1 does not.
+    assert protocol.selection_score([0.1, 0.2, 0.3]) > protocol.selection_score([0.3, 0.2, 0.1])
+
+
+@pytest.mark.skipif(
+    "RATFAST_DOMAINBED" not in os.environ, reason="RATFAST_DOMAINBED names no checkout of DomainBed"
+)
+def test_collect_results_reads_an_output(tmp_path) -> None:
+    """The script itself, over an output of all rows: four domains, two trials."""
+    from ratfast import config, train
+
+    random = np.random.default_rng(0)
+    for dataset, domains in (("PACS", 4), ("Near", 2)):
+        for domain in range(domains):
+            for label in range(3):
+                folder = tmp_path / "data" / dataset / f"d{domain}" / str(label)
+                folder.mkdir(parents=True)
+                for number in range(5):
+                    pixels = random.normal(40 + 60 * label + 20 * domain, 30, (24, 24, 3)).clip(0, 255)
+                    Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    torch.save(cases.resnet18(0).state_dict(), tmp_path / "pretrained.pth")
+    values = {
+        "data": {
+            "dir": str(tmp_path / "data"),
+            "target": "PACS",
+            "test_env": 1,
+            "aux": ["Near"],
+            "image_size": 32,
+        },
+        "model": {"backbone": "resnet18", "weights": str(tmp_path / "pretrained.pth")},
+        "train": {"rows": ["all"], "steps": 4, "eval_every": 2, "runs": 3, "trials": 2, "batch_size": 2},
+        "output": {"dir": str(tmp_path / "output")},
+    }
+    train.run(config.from_dict(values))
+    compared = 0
+    for runs in collect.known_copies(tmp_path / "output", tmp_path / "copies"):
+        assert collect.differences(Path(os.environ["RATFAST_DOMAINBED"]), runs) == []
+        compared += 1
+    assert compared == 5  # the table and four sweeps
