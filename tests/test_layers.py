@@ -128,6 +128,7 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
         "ratfast.cli.evaluate",
         "ratfast.cli.info",
         "ratfast.cli.main",
+        "ratfast.cli.plan",
         "ratfast.cli.report",
         "ratfast.cli.train",
         "ratfast.config",
@@ -138,6 +139,10 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
         "ratfast.models.registry",
         "ratfast.native",
         "ratfast.protocol",
+        "ratfast.train.estimate",
+        "ratfast.train.lock",
+        "ratfast.train.plan",
+        "ratfast.train.state",
     ],
 )
 def test_importing_stays_free_of_torch(module: str) -> None:

@@ -44,13 +44,12 @@ void transform(const ImageSource& source, const ImageTarget& target, std::int64_
   for (int y = 0; y < target.height; ++y) {
     std::uint8_t* row = work.resized + y * pitch;
     recolour(colours, center, row, pitch);
+    pack_row(row, pitch);
     const std::int64_t first = (n * target.height + y) * values;
-    if (target.type == ImageType::u8) {
-      pack_row(row, target.width, static_cast<std::uint8_t*>(target.data) + first);
-    } else {
-      pack_row(row, target.width, row);
+    if (target.type == ImageType::u8)
+      memcpy(static_cast<std::uint8_t*>(target.data) + first, row, static_cast<std::size_t>(values));
+    else
       normalise(row, target, first, values);
-    }
   }
 }
 

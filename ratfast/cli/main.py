@@ -12,6 +12,7 @@ import errno
 import gc
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -21,8 +22,8 @@ from typing import NoReturn
 
 import click
 
-from ratfast.cli.context import CONTEXT
-from ratfast.errors import InputError
+from ratfast.cli.context import CONTEXT, RESUMABLE
+from ratfast.errors import InputError, UnfinishedError
 from ratfast.version import __version__
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -35,6 +36,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "data": ("ratfast.cli.data", "Data sets: what there is, whether it is whole, downloading it."),
     "evaluate": ("ratfast.cli.evaluate", "Evaluate a checkpoint on a data set."),
     "info": ("ratfast.cli.info", "Show versions, native libraries and devices."),
+    "plan": ("ratfast.cli.plan", "Show what a training has to do, what is done, its time and cost."),
     "report": ("ratfast.cli.report", "Tables of runs as DomainBed's, or a page about trainings."),
 }
 """Name: module, which holds a click command of that name, and one line of help."""
@@ -103,29 +105,39 @@ def train(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | None) -> NoReturn:
     """Runs a command and exits with the code that the outcome calls for."""
+    ctx, arguments = None, list(sys.argv[1:] if args is None else args)
+
+    def go_on() -> str:
+        """What an interrupted or failed command says last, where the same command again continues it."""
+        resumable = ctx is not None and ctx.meta.get(RESUMABLE)
+        return f"; to go on: {shlex.join([prog, *arguments])}" if resumable else ""
+
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         warnings.showwarning = _warning_printer()
-        arguments = list(sys.argv[1:] if args is None else args)
         # Not `Command.main`, which would print an empty line of its own on an interruption.
         command = load()
         gc.freeze()  # what was imported stays, and need not be looked at again
-        with command.make_context(prog, arguments) as ctx:
+        with command.make_context(prog, list(arguments)) as ctx:
             ctx.command.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(_flushed(stop.exit_code))
     except InputError as error:
         _fail(str(error), 2)
+    except UnfinishedError as error:
+        for line in error.lines[:-1]:
+            _print(line)
+        _fail(error.lines[-1] + go_on(), 2 if error.input_is_wrong else 1)
     except click.UsageError as error:
         _fail(_usage_sentence(error), 2)
     except click.ClickException as error:
         _fail(error.format_message(), 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 130)
+        _fail("interrupted" + go_on(), 130)
     except _Terminated:
-        _fail("terminated", 143)
+        _fail("terminated" + go_on(), 143)
     except BrokenPipeError:
         _silence_stdout()
         sys.exit(1)
@@ -136,7 +148,7 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
         reason = reason[:1].lower() + reason[1:]
         where = f"cannot use {os.fsdecode(error.filename)}" if error.filename is not None else "cannot write"
         _silence_stdout()
-        _fail(f"{where}: {reason}", 2 if error.errno in _DENIED else 1)
+        _fail(f"{where}: {reason}{go_on()}", 2 if error.errno in _DENIED else 1)
     sys.exit(0)
 
 
@@ -164,9 +176,13 @@ def _usage_sentence(error: click.UsageError) -> str:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
+    _print(sentence)
+    sys.exit(code)
+
+
+def _print(sentence: str) -> None:
     with contextlib.suppress(OSError):
         print(f"ratfast: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
-    sys.exit(code)
 
 
 def _flushed(code: int) -> int:

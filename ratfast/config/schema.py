@@ -49,8 +49,10 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         train_cache_side: unset, training images are decoded whenever they are drawn; else they are decoded once, and
             kept with their shorter side resized to so many pixels if it is longer (`ratfast.data.training_cache`
             says what that does to the crops).
-        train_cache_gib: most memory for them, in GiB; images beyond it are decoded whenever they are drawn.
-        eval_cache_gib: most memory for decoded evaluation images, in GiB; images beyond it are decoded at each use.
+        train_cache_gib: most memory of each worker for them, in GiB; images beyond it are decoded whenever they are
+            drawn.
+        eval_cache_gib: most memory of each worker for decoded evaluation images, in GiB; images beyond it are
+            decoded at each use.
         eval_cache_device_gib: most memory of a CUDA device for them, in GiB; what does not fit goes to the former.
         on_bad_image: what an image that cannot be read does: "error" ends the command and names it; "skip" leaves it
             out, of training, validation and test: every image is decoded once before anything is split.
@@ -161,7 +163,16 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of the networks' arithmetic; "auto" is bfloat16 on CUDA devices and float32 elsewhere, and under the
             official protocol.
-        threads: of the CPU; unset, torch's own choice.
+        threads: of the CPU, for each worker; unset, torch's own choice for one, and for several a share of the
+            processors each. The last digits of results may depend on it.
+        workers: processes that train at a time, each on a GPU of its own where there is one; unset, one for each GPU
+            that "auto" finds, else one, which is the command itself.
+        retries: how often a training or an average is tried again by another worker when its worker failed or was
+            lost; a mistake in the input is not tried again.
+        ray: address of a Ray cluster that carries the trainings out: "local" for one of this machine alone, "auto" for
+            the one that runs on it, "host:port" or "ray://host:port". Its machines must all see the folders of this
+            recipe under the same names.
+        snapshot_seconds: time between two states of a training that are kept for the case that it dies, in seconds.
     """
 
     rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
@@ -178,6 +189,10 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    retries: Annotated[int, Meta(ge=0, le=1000)] = 1
+    ray: _Text | None = None
+    snapshot_seconds: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
 
 
 class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from ratfast import checkpoints, models
 from ratfast.averaging import Pool, average_files, greedy_soup
 from ratfast.train import records
 from ratfast.train.context import Context
-from ratfast.train.job import RUN, HeldOut
-from ratfast.train.plan import Job, Plan
-from ratfast.train.rows import row_names
+from ratfast.train.job import HeldOut
+from ratfast.train.plan import Average, Job, Plan
 from ratfast.train.start import network_of
+from ratfast.train.state import average_file, read_run
 from ratfast.train.validation import Validator
 
 
@@ -73,46 +73,40 @@ class Judge:
         return {"val": row["val"], **held_out.tested(row, single=False), "row": row}
 
 
-_PREFIXES = {"ratatouille": ("target", ""), "soups": ("plain", "soup-")}
+def make_average(average: Average, context: Context) -> None:
+    """Averages members with equal weights, and says how good the average is."""
+    started = time.perf_counter()
+    judge = Judge(average.members[0], context)
+    chosen = _greedy(average.members, judge, context) if average.greedy else average.members
+    path = average_file(average, context.output)
+    path.parent.mkdir(exist_ok=True)
+    average_files([_checkpoint(job, context) for job in chosen], path, method=average.method)
+    record: dict[str, Any] = judge.record(checkpoints.load(path))
+    record["members"] = [job.name for job in chosen]
+    record["seconds"] = time.perf_counter() - started
+    records.write_json(path.with_suffix(".json"), record)
+    context.display.say(
+        f"{average.name}: {len(chosen)} of {len(average.members)} members, val {record['val']:.4f}, "
+        f"{record['seconds']:.0f} s"
+    )
 
 
-def average_trials(plan: Plan, context: Context) -> dict[str, Any]:
-    """Averages the members of every trial and writes the results below `averages/`.
-
-    With one trial the methods are `uniform` and `greedy`, and `soup-uniform` and `soup-greedy` without auxiliary
-    weights; with more, each trial has its own (`uniform_trial1`) and `dagger` averages the members of all trials, as
-    in the paper. Its `val` is that on the first trial's splits, of which the members of other trials have trained on
-    parts.
+def read_averages(plan: Plan, output: Path) -> dict[str, Any]:
+    """What was recorded of each average, all made.
 
     Args:
-        plan: the trainings, all done.
-        context: what they share.
+        plan: names them.
+        output: the output folder.
 
     Returns:
         By method: `val`, `test`, `members` (names), `row`, `seconds` and `file`.
     """
-    trials = plan.trial_seeds
-    results = {}
-    for row in row_names(context.recipe.train.rows):
-        if row not in _PREFIXES:
-            continue
-        sweep, prefix = _PREFIXES[row]
-        for trial_seed in trials:
-            jobs = plan.members(trial_seed, sweep)
-            judge = Judge(jobs[0], context)
-            for name, choose in (("uniform", _all), ("greedy", _greedy)):
-                method = average_key(prefix + name, trial_seed, len(trials))
-                results[method] = _average(method, jobs, judge, context, choose)
-        if len(trials) > 1:
-            jobs = [job for trial_seed in trials for job in plan.members(trial_seed, sweep)]
-            method = prefix + "dagger"
-            results[method] = _average(method, jobs, Judge(jobs[0], context), context, _all)
-    return results
-
-
-def average_key(name: str, trial_seed: int, trials: int) -> str:
-    """What an average of one trial is called."""
-    return f"{name}_trial{trial_seed}" if trials > 1 else name
+    found = {}
+    for average in plan.averages:
+        path = average_file(average, output)
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        found[average.method] = {**record, "file": str(path)}
+    return found
 
 
 def forget_averages(output: Path) -> None:
@@ -121,45 +115,15 @@ def forget_averages(output: Path) -> None:
         path.unlink()
 
 
-def _average(
-    method: str,
-    jobs: list[Job],
-    judge: Judge,
-    context: Context,
-    choose: Callable[[list[Job], Judge, Context], list[Job]],
-) -> dict[str, Any]:
-    """The average of the members that `choose` takes, each with equal weight: its file and its record."""
-    path = context.output / "averages" / f"{method}.safetensors"
-    stored = path.with_suffix(".json")
-    if path.is_file() and stored.is_file():
-        return {**json.loads(stored.read_text(encoding="utf-8")), "file": str(path)}
-    started = time.perf_counter()
-    chosen = choose(jobs, judge, context)
-    path.parent.mkdir(exist_ok=True)
-    average_files([_checkpoint(job, context) for job in chosen], path, method=method)
-    record: dict[str, Any] = judge.record(checkpoints.load(path))
-    record["members"] = [job.name for job in chosen]
-    record["seconds"] = time.perf_counter() - started
-    records.write_json(stored, record)
-    context.display.say(
-        f"averages/{method}: {len(chosen)} of {len(jobs)} members, val {record['val']:.4f}, {record['seconds']:.0f} s"
-    )
-    return {**record, "file": str(path)}
-
-
 def _checkpoint(job: Job, context: Context) -> Path:
     return context.output / job.name / records.CHECKPOINT
 
 
-def _all(jobs: list[Job], judge: Judge, context: Context) -> list[Job]:
-    return jobs
-
-
-def _greedy(jobs: list[Job], judge: Judge, context: Context) -> list[Job]:
+def _greedy(jobs: Sequence[Job], judge: Judge, context: Context) -> list[Job]:
     """The members that a greedy soup keeps, tried by falling validation accuracy of their runs."""
 
     def stored_val(job: Job) -> float:
-        return json.loads((context.output / job.name / RUN).read_text(encoding="utf-8"))["val"]
+        return read_run(job, context.output)["val"]
 
     tried = 0
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from ratfast.config import Recipe
-from ratfast.train.progress import Display
+from ratfast.train import host
+from ratfast.train.progress import View
+from ratfast.train.shared import Shared
 from ratfast.train.tasks import Tasks
 
 
@@ -22,7 +24,7 @@ class Context:
         device: where to train.
         precision: `"float32"` or `"bfloat16"`.
         output: the output folder.
-        display: what a person sees.
+        display: told what goes on.
     """
 
     recipe: Recipe
@@ -30,4 +32,12 @@ class Context:
     device: torch.device
     precision: str
     output: Path
-    display: Display
+    display: View
+
+
+def open_context(shared: Shared, view: View) -> Context:
+    """The context of a process that carries out tasks of someone else's plan."""
+    device = torch.device(shared.device)
+    host.prepare(device, shared.threads)
+    tasks = Tasks(shared.recipe, device, view, shared.datasets)
+    return Context(shared.recipe, tasks, device, shared.precision, Path(shared.recipe.output.dir), view)

@@ -70,7 +70,7 @@ def extract_features(
     features = []
     device = next(model.parameters()).device
     with autocast(device, precision):
-        room = None  # of the first batch, for all: filling fresh memory costs the CPU twice as much
+        room = None  # of the first batch, for all: the page faults of new memory cost more than filling it
         for number, batch in enumerate(images.split(BATCH_SIZE), 1):
             batch = normalised(batch.to(device), model, input_dtype(precision), room)
             room = batch if room is None else room

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
+from ratfast.config import Recipe
 from ratfast.errors import InputError
 
 # Parameters of glibc's mallopt, from <malloc.h>.
@@ -39,6 +41,30 @@ def find_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bfloat16" if device.type == "cuda" else "float32"
     return name
+
+
+def find_workers(recipe: Recipe, device: torch.device) -> int:
+    """How many processes train at a time: as the recipe says, or one for each GPU that it leaves to choose."""
+    if recipe.train.workers is not None:
+        return recipe.train.workers
+    if recipe.train.device == "auto" and device.type == "cuda":
+        return torch.cuda.device_count()
+    return 1
+
+
+def gpus_for_workers(device: torch.device) -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES that workers take in turn: the one GPU that was asked for, or each there is."""
+    if device.type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    names = names or [str(index) for index in range(torch.cuda.device_count())]
+    return names if device.index is None else [names[device.index]]
+
+
+def share_of_processors(workers: int) -> int:
+    """Threads of each of so many workers, so that together they use the processors once."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def prepare(device: torch.device, threads: int | None) -> None:

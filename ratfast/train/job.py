@@ -24,10 +24,9 @@ from ratfast.train.plan import Job, evaluation_interval, run_arguments
 from ratfast.train.rows import start_along
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
+from ratfast.train.state import snapshot_file
 from ratfast.train.validation import Validator
 from ratfast.version import __version__
-
-RUN = "run.json"
 
 
 def draw_hparams(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def run_job(job: Job, context: Context) -> None:
         tested = held_out.tested(chosen, single=True)
     elif chosen is not last:
         arena.restore(fitted.best)
-    seconds = time.perf_counter() - started
+    seconds = snapshots.earlier_seconds + time.perf_counter() - started
     record = {
         "stage": job.stage,
         "name": job.name,
@@ -119,7 +118,7 @@ def run_job(job: Job, context: Context) -> None:
         if along:
             record["along"] = _along_records(along, model, job, context, held_out, folder)
         timing = {"seconds": seconds, "images_per_second": progress.images_per_second}
-        records.write_json(folder / RUN, {**record, **timing})
+        records.write_json(folder / records.RUN, {**record, **timing})
     snapshots.forget()
     line = f"{job.name}: from {job.start}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
     progress.end()
@@ -128,7 +127,6 @@ def run_job(job: Job, context: Context) -> None:
 
 def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
     """Where a run keeps its state while it goes on: beside the folder that it will have."""
-    folder = context.output / job.name
     identity = {
         "job": asdict(job),
         "schedule": asdict(schedule),
@@ -136,7 +134,7 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "backbone": context.recipe.model.backbone,
         "version": __version__,
     }
-    return Snapshots(folder.with_name(folder.name + records.SNAPSHOT_SUFFIX), identity)
+    return Snapshots(snapshot_file(job, context.output), identity, context.recipe.train.snapshot_seconds)
 
 
 class HeldOut:

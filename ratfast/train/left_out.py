@@ -17,7 +17,7 @@ from typing import Any
 from ratfast import data
 from ratfast.errors import InputError
 from ratfast.train import records
-from ratfast.train.progress import Display
+from ratfast.train.progress import View
 
 LEFT_OUT = "left_out.json"
 """Name of the record in the output folder."""
@@ -26,7 +26,7 @@ LeftOut = Mapping[str, Mapping[str, Any]]
 """By data set: `images` (paths below its folder, each with its defect), and `files`, the state of all its files."""
 
 
-def find_left_out(datasets: Mapping[str, data.DomainDataset], output: Path, display: Display) -> LeftOut:
+def find_left_out(datasets: Mapping[str, data.DomainDataset], output: Path, display: View) -> LeftOut:
     """Finds the images that cannot be read, from the output folder's record where the files are still the same.
 
     Args:

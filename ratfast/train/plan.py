@@ -1,15 +1,16 @@
-"""What a recipe amounts to: every training, in order, with its seeds and where it starts from.
+"""What a recipe amounts to: every training with its seeds and where it starts from, and every average of them.
 
-A plan is pure data. It is the same every time for the same recipe and data sets, which is what lets an interrupted
-command find what it has already done.
+A plan is pure data, free of torch. It is the same every time for the same recipe and data sets, which is what lets an
+interrupted command find what it has already done. Which task needs which others done is in `Plan.prerequisites`: what
+follows from it, an order or several at a time, is for whoever carries the plan out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ratfast import protocol
 from ratfast.config import Recipe
@@ -71,22 +72,68 @@ class Job:
             return f"{self.source}, new head"
         return self.source
 
+    @property
+    def starts(self) -> frozenset[str]:
+        """All that it starts from: names of other trainings, files, `PRETRAINED`."""
+        named = {self.source, *(source for source, _ in self.fused), *([self.probe] if self.probe else [])}
+        return frozenset(named - {FUSED})
+
+
+@dataclass(frozen=True)
+class Average:
+    """One average of members.
+
+    Attributes:
+        method: what it is called in the summary, such as `"uniform"`, `"soup-greedy_trial1"`, `"dagger"`.
+        greedy: members are chosen by validation accuracy; otherwise all are averaged.
+        members: the trainings.
+    """
+
+    method: str
+    greedy: bool
+    members: tuple[Job, ...]
+
+    @property
+    def name(self) -> str:
+        """Its files below the output folder, without their suffixes."""
+        return f"averages/{self.method}"
+
+    @property
+    def starts(self) -> frozenset[str]:
+        """The names of the trainings that it is of."""
+        return frozenset(job.name for job in self.members)
+
+
+Task: TypeAlias = Job | Average
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All trainings of a recipe, in an order in which each finds what it starts from.
+    """All trainings of a recipe and the averages of them, in an order in which each finds what it starts from.
 
     Attributes:
         jobs: the trainings.
+        averages: the averages that are made in the end.
         test_env: index of the target's held-out domain.
         sweeps: by name, the runs of each sweep on the target in order; sweeps may share runs.
         sources: the auxiliary sources.
     """
 
     jobs: tuple[Job, ...]
+    averages: tuple[Average, ...]
     test_env: int
     sweeps: Mapping[str, tuple[Job, ...]]
     sources: tuple[Source, ...]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Everything that is to be done, in order."""
+        return (*self.jobs, *self.averages)
+
+    def prerequisites(self) -> dict[str, frozenset[str]]:
+        """By the name of each task, the tasks that must be done before it: a graph without cycles."""
+        names = {task.name for task in self.tasks}
+        return {task.name: task.starts & names for task in self.tasks}
 
     def members(self, trial_seed: int, sweep: str = "target") -> list[Job]:
         """The fine-tunings of one trial of a sweep, the ones that are averaged."""
@@ -195,15 +242,44 @@ def make_plan(recipe: Recipe, datasets: Mapping[str, DomainDataset], say: Any = 
                 found[sweep].append(_member(recipe, sweep, test_env, trial_seed, run, sources))
     unique = {job.name: job for name in _SWEEP_ORDER if name in found for job in found[name]}
     jobs += unique.values()
+    found = {name: [unique[job.name] for job in found[name]] for name in found}
     return Plan(
         tuple(jobs),
+        tuple(_averages(rows, found)),
         test_env,
-        {name: tuple(unique[job.name] for job in found[name]) for name in found},
+        {name: tuple(runs) for name, runs in found.items()},
         tuple(sources),
     )
 
 
 _SWEEP_ORDER = ("vanilla", "target", "fusing", "plain")
+_AVERAGED_ROWS = {"ratatouille": ("target", ""), "soups": ("plain", "soup-")}
+
+
+def average_key(name: str, trial_seed: int, trials: int) -> str:
+    """What an average of one trial is called."""
+    return f"{name}_trial{trial_seed}" if trials > 1 else name
+
+
+def _averages(rows: Sequence[str], sweeps: Mapping[str, Sequence[Job]]) -> Iterator[Average]:
+    """The averages of the members of every trial.
+
+    With one trial the methods are `uniform` and `greedy`, and `soup-uniform` and `soup-greedy` without auxiliary
+    weights; with more, each trial has its own (`uniform_trial1`) and `dagger` averages the members of all trials, as
+    in the paper. Its `val` is that on the first trial's splits, of which the members of other trials have trained on
+    parts.
+    """
+    for row in rows:
+        if row not in _AVERAGED_ROWS:
+            continue
+        sweep, prefix = _AVERAGED_ROWS[row]
+        trials = sorted({job.trial_seed for job in sweeps[sweep]})
+        for trial_seed in trials:
+            members = tuple(job for job in sweeps[sweep] if job.trial_seed == trial_seed)
+            for name in ("uniform", "greedy"):
+                yield Average(average_key(prefix + name, trial_seed, len(trials)), name == "greedy", members)
+        if len(trials) > 1:
+            yield Average(prefix + "dagger", False, tuple(sweeps[sweep]))
 
 
 def _probe(recipe: Recipe, dataset: str, held_out: int | None) -> Job:

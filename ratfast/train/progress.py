@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -12,18 +14,66 @@ HEARTBEAT_SECONDS = 30.0
 """Where no bars are shown, no longer than about this is nothing printed."""
 
 
-class RunProgress:
-    """One training in the display; also measures its throughput."""
+@dataclass(frozen=True)
+class RunState:
+    """How far a training is.
 
-    def __init__(self, display: Display, name: str, steps: int):
-        self._display = display
+    Attributes:
+        name: of the training.
+        done: updates made.
+        steps: updates in all.
+        speed: such as `"120 img/s"`; may be empty.
+        accuracy: such as `"val 0.750"`; may be empty.
+    """
+
+    name: str
+    done: int
+    steps: int
+    speed: str = ""
+    accuracy: str = ""
+
+    def __str__(self) -> str:
+        known = [f"{self.name}: update {self.done} of {self.steps}", self.speed, self.accuracy]
+        return ", ".join(filter(None, known))
+
+
+class View(ABC):
+    """Whoever is told what goes on: a display, or the process that has one."""
+
+    @abstractmethod
+    def say(self, line: str) -> None:
+        """Takes a line of text."""
+
+    @abstractmethod
+    def show(self, run: RunState) -> None:
+        """Takes note of how far a training is."""
+
+    @abstractmethod
+    def end(self, name: str) -> None:
+        """Takes note that a training goes on no longer."""
+
+    @abstractmethod
+    def count(self, name: str, done: int, total: int) -> None:
+        """Takes note of how far something other than a training is; with `done == total` it is over."""
+
+    def begin(self, name: str, steps: int) -> RunProgress:
+        """Shows one run."""
+        return RunProgress(self, name, steps)
+
+
+class RunProgress:
+    """One training as a view is told of it; also measures its throughput."""
+
+    def __init__(self, view: View, name: str, steps: int):
+        self._view = view
         self._name = name
         self._steps = steps
-        self._bar = display.add_bar(name, steps)
         self._done = 0
         self._images = 0
+        self._speed = ""
         self._accuracy = ""
         self._start = time.perf_counter()
+        self._tell()
 
     @property
     def images_per_second(self) -> float:
@@ -34,29 +84,28 @@ class RunProgress:
         """Counts one update on so many images."""
         self._done += 1
         self._images += images
-        speed = f"{self.images_per_second:.0f} img/s"
-        self._display.bars.update(self._bar, advance=1, speed=speed)
-        self._display.advance(1)
-        known = [f"{self._name}: update {self._done} of {self._steps}", speed, self._accuracy]
-        self._display.heartbeat(", ".join(filter(None, known)))
+        self._speed = f"{self.images_per_second:.0f} img/s"
+        self._tell()
 
     def skip(self, updates: int) -> None:
         """Takes note of updates that an earlier process made."""
         self._done += updates
-        self._display.bars.update(self._bar, advance=updates)
-        self._display.advance(updates)
+        self._tell()
 
     def evaluated(self, accuracy: float) -> None:
         """Shows the last validation accuracy."""
         self._accuracy = f"val {accuracy:.3f}"
-        self._display.bars.update(self._bar, accuracy=self._accuracy)
+        self._tell()
 
     def end(self) -> None:
-        """Takes the run's bar away."""
-        self._display.bars.remove_task(self._bar)
+        """Takes the run away."""
+        self._view.end(self._name)
+
+    def _tell(self) -> None:
+        self._view.show(RunState(self._name, self._done, self._steps, self._speed, self._accuracy))
 
 
-class Display:
+class Display(View):
     """The display of a whole command. A context manager.
 
     Args:
@@ -80,7 +129,9 @@ class Display:
             disable=not self._console.is_terminal,
         )
         self._overall: TaskID | None = None
-        self._counts: dict[str, TaskID] = {}
+        self._shown: dict[str, TaskID] = {}
+        self._running: dict[str, RunState] = {}
+        self._made: dict[str, int] = {}  # updates of every run so far, those that have ended too
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -92,38 +143,49 @@ class Display:
     ) -> None:
         self.bars.stop()
 
-    def add_bar(self, name: str, total: int) -> TaskID:
-        """Shows a bar."""
-        return self.bars.add_task(name, total=total, speed="", accuracy="")
-
     def say(self, line: str) -> None:
         """Prints a line above the bars."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._last_line = time.monotonic()
 
-    def heartbeat(self, line: str) -> None:
+    def expect(self, steps: int) -> None:
+        """Shows the bar of all runs together, of so many updates."""
+        self._overall = self._add_bar("all runs", steps)
+
+    def show(self, run: RunState) -> None:
+        """Moves the run's bar, and that of all runs."""
+        if run.name not in self._running:
+            self._shown[run.name] = self._add_bar(run.name, run.steps)
+        self._running[run.name] = run
+        self.bars.update(self._shown[run.name], completed=run.done, speed=run.speed, accuracy=run.accuracy)
+        self.made(run.name, run.done)
+        self._heartbeat("; ".join(map(str, self._running.values())))
+
+    def made(self, name: str, updates: int) -> None:
+        """Counts a run's updates in the bar of all runs."""
+        self._made[name] = updates
+        if self._overall is not None:
+            self.bars.update(self._overall, completed=sum(self._made.values()))
+
+    def end(self, name: str) -> None:
+        """Takes the bar of that name away."""
+        self._running.pop(name, None)
+        if name in self._shown:
+            self.bars.remove_task(self._shown.pop(name))
+
+    def count(self, name: str, done: int, total: int) -> None:
+        """Shows a bar; it goes when all is done."""
+        if name not in self._shown:
+            self._shown[name] = self._add_bar(name, total)
+        self.bars.update(self._shown[name], completed=done)
+        if done >= total:
+            self.bars.remove_task(self._shown.pop(name))
+        self._heartbeat(f"{name}: {done} of {total}")
+
+    def _add_bar(self, name: str, total: int) -> TaskID:
+        return self.bars.add_task(name, total=total, speed="", accuracy="")
+
+    def _heartbeat(self, line: str) -> None:
         """Prints a line if there are no bars and nothing has been printed for a while."""
         if self.bars.disable and time.monotonic() - self._last_line > HEARTBEAT_SECONDS:
             self.say(line)
-
-    def expect(self, steps: int) -> None:
-        """Shows the bar of all runs together, of so many updates."""
-        self._overall = self.add_bar("all runs", steps)
-
-    def advance(self, steps: int) -> None:
-        """Counts updates in the bar of all runs."""
-        if self._overall is not None:
-            self.bars.update(self._overall, advance=steps)
-
-    def begin(self, name: str, steps: int) -> RunProgress:
-        """Shows the bar of one run."""
-        return RunProgress(self, name, steps)
-
-    def count(self, name: str, done: int, total: int) -> None:
-        """Shows how far something other than a training is; its bar goes when all of it is done."""
-        if name not in self._counts:
-            self._counts[name] = self.add_bar(name, total)
-        self.bars.update(self._counts[name], completed=done)
-        if done >= total:
-            self.bars.remove_task(self._counts.pop(name))
-        self.heartbeat(f"{name}: {done} of {total}")

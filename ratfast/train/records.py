@@ -8,7 +8,6 @@ the runs of a sweep are side by side, so that `collect_results --input_dir OUTPU
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ratfast.checkpoints import TEMPORARY_FILES, atomic_file
-from ratfast.errors import InputError
+from ratfast.checkpoints import atomic_file
 
 CHECKPOINT = "model.safetensors"
 RESULTS = "results.jsonl"
+RUN = "run.json"
 SUMMARY = "summary.json"
 RECIPE = "recipe.toml"
 SNAPSHOT_SUFFIX = ".snapshot"
 """Of the file beside a run's folder that holds the state of the run while it goes on."""
+FAILURE_SUFFIX = ".failed"
+"""Of the file there that says, in its first line, why the run failed when it was last tried."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,41 +40,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked_output(folder: Path) -> Iterator[None]:
-    """Holds the output folder for one process; the kernel lets go of it however the process ends.
-
-    Raises:
-        InputError: the folder cannot be made or written, or another process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"the output folder {folder} cannot be written ({error.strerror}), expected a folder to create or use"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"another ratfast-train is writing to the output folder {folder}, expected one at a time"
-            ) from error
-        for leftover in folder.rglob(TEMPORARY_FILES):
-            leftover.unlink()  # of a process that was killed while it wrote
-        yield
-
-
-@contextlib.contextmanager
 def new_run(folder: Path) -> Iterator[Path]:
-    """Gives a scratch folder that becomes `folder`, with its `done` file, when the block ends well."""
+    """Gives a scratch folder that becomes `folder`, with its `done` file, when the block ends well.
+
+    Where another process, taken for lost, has finished the same run meanwhile, its folder stays.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         write_text(partial / "done", "done\n")
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not is_done(folder):
+                raise
+            shutil.rmtree(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

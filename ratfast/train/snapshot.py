@@ -16,9 +16,6 @@ from torch import Tensor
 from ratfast import checkpoints
 from ratfast.errors import InputError
 
-INTERVAL_SECONDS = 60.0
-"""Between two snapshots: long enough to cost nothing, short enough to lose nothing that matters."""
-
 _KIND = "snapshot"
 
 
@@ -45,20 +42,24 @@ class Snapshots:
         identity: JSON-able; says which training it is, so that a file of another one is not continued.
         interval: seconds between snapshots.
         clock: seconds, as `time.monotonic`.
+
+    Attributes:
+        earlier_seconds: what the processes before spent on the training, up to the snapshot that was loaded.
     """
 
     def __init__(
         self,
         path: Path,
         identity: Mapping[str, Any],
-        interval: float = INTERVAL_SECONDS,
+        interval: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = path
         self._identity = json.loads(json.dumps(identity))  # as a file gives it back
         self._interval = interval
         self._clock = clock
-        self._last = clock()
+        self._began = self._last = clock()
+        self.earlier_seconds = 0.0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ratfast-snapshot")
         self._writing: Future[None] | None = None
 
@@ -70,7 +71,9 @@ class Snapshots:
             metadata = checkpoints.read_metadata(self._path)
             if metadata.get("kind") != _KIND or metadata.get("identity") != self._identity:
                 return None
-            return Snapshot(metadata["values"], checkpoints.load(self._path))
+            snapshot = Snapshot(metadata["values"], checkpoints.load(self._path))
+            self.earlier_seconds = float(metadata["seconds"])
+            return snapshot
         except InputError:
             return None
 
@@ -86,7 +89,8 @@ class Snapshots:
         """
         self.wait()
         tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
-        metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values}
+        seconds = self.earlier_seconds + self._clock() - self._began
+        metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values, "seconds": seconds}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._writing = self._writer.submit(checkpoints.save, tensors, self._path, metadata)
         self._last = self._clock()

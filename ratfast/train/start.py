@@ -19,7 +19,7 @@ from ratfast.errors import InputError
 from ratfast.train import records
 from ratfast.train.context import Context
 from ratfast.train.plan import FUSED, PRETRAINED, Job, Plan
-from ratfast.train.progress import Display
+from ratfast.train.progress import View
 
 
 def network_of(job: Job, context: Context, dropout: float = 0.0) -> models.Classifier:
@@ -80,7 +80,7 @@ def _interpolate(model: models.Classifier, job: Job, context: Context) -> None:
         value.copy_(sums[name])
 
 
-def check_sources(plan: Plan, recipe: Recipe, display: Display) -> None:
+def check_sources(plan: Plan, recipe: Recipe, display: View) -> None:
     """Checks, before hours of training, that the weights that runs start from can be read and fit the backbone.
 
     Warns of those that seem not to come from the recipe's pre-training, and says what of a file is left out.

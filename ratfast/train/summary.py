@@ -12,12 +12,11 @@ from typing import Any
 from ratfast.config import Recipe
 from ratfast.config.schema import PROTOCOL_SWITCHES
 from ratfast.train import records
-from ratfast.train.averages import average_key
 from ratfast.train.context import Context
-from ratfast.train.job import RUN
 from ratfast.train.left_out import summary_of
-from ratfast.train.plan import Job, Plan, run_arguments
+from ratfast.train.plan import Job, Plan, average_key, run_arguments
 from ratfast.train.rows import METHODS, Method, row_names
+from ratfast.train.state import read_run
 
 TABLE = "table"
 """The folder of the records that DomainBed's `collect_results` reads: each line of the table is an algorithm there."""
@@ -36,7 +35,7 @@ def summarise(plan: Plan, context: Context, averages: dict[str, Any]) -> dict[st
     Args:
         plan: the trainings.
         context: what they share.
-        averages: by method, from `average_trials`.
+        averages: by method, from `ratfast.train.averages.read_averages`.
 
     Returns:
         `target`, `test_domain`; `protocol` (its switches); `members` of the first sweep (name, initialisation, `val`,
@@ -89,10 +88,7 @@ def summarise(plan: Plan, context: Context, averages: dict[str, Any]) -> dict[st
 
 
 def _read_runs(plan: Plan, context: Context) -> dict[str, dict[str, Any]]:
-    return {
-        job.name: json.loads((context.output / job.name / RUN).read_text(encoding="utf-8"))
-        for job in plan.jobs
-    }
+    return {job.name: read_run(job, context.output) for job in plan.jobs}
 
 
 def _trials(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.train import left_out
 from ratfast.train.augmented import AugmentedSplit
-from ratfast.train.progress import Display
+from ratfast.train.progress import View
 from ratfast.train.validation import AugmentedImages, Images, PlainImages, Split
 
 _GIB = 2**30
@@ -29,6 +30,7 @@ class Tasks:
         recipe: names them.
         device: where decoded images are kept and batches arrive.
         display: shows how far checks and decoding are.
+        datasets: as another process of the same command found and checked them; None to do so.
 
     Attributes:
         datasets: by name.
@@ -38,29 +40,19 @@ class Tasks:
         InputError: a folder is missing or of the wrong form, or an image cannot be one.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, display: Display):
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        display: View,
+        datasets: Mapping[str, data.DomainDataset] | None = None,
+    ):
         self._data = recipe.data
         self._protocol = recipe.protocol.settled()
         self._device = device
         self._trial_seeds = range(recipe.train.seed, recipe.train.seed + recipe.train.trials)
-        self.datasets = {
-            name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
-            for name in [recipe.data.target, *recipe.data.aux]
-        }
-        for name, dataset in self.datasets.items():
-            differing = departures(dataset)
-            if differing:
-                display.say(f"{name} is not as published: {'; '.join(differing)}")
         self.left_out: left_out.LeftOut = {}
-        if recipe.data.on_bad_image == "skip":
-            self.left_out = left_out.find_left_out(self.datasets, Path(recipe.output.dir), display)
-            self.datasets = {
-                name: left_out.without(dataset, self.left_out[name])
-                for name, dataset in self.datasets.items()
-            }
-        for name, dataset in self.datasets.items():
-            paths = [domain.paths[i] for domain in dataset.domains for i in domain.usable()]
-            data.check_images(paths, progress=partial(display.count, f"checking the images of {name}"))
+        self.datasets = dict(datasets) if datasets is not None else self._find(recipe, display)
         self._decoded = data.DecodedCache(
             device=device,
             backend=recipe.data.backend,
@@ -76,6 +68,26 @@ class Tasks:
             if side is None
             else data.TrainingCache(side, max_bytes=int(recipe.data.train_cache_gib * _GIB))
         )
+
+    def _find(self, recipe: Recipe, display: View) -> dict[str, data.DomainDataset]:
+        """Scans and checks the data sets, and settles which images are left out."""
+        datasets = {
+            name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
+            for name in [recipe.data.target, *recipe.data.aux]
+        }
+        for name, dataset in datasets.items():
+            differing = departures(dataset)
+            if differing:
+                display.say(f"{name} is not as published: {'; '.join(differing)}")
+        if recipe.data.on_bad_image == "skip":
+            self.left_out = left_out.find_left_out(datasets, Path(recipe.output.dir), display)
+            datasets = {
+                name: left_out.without(dataset, self.left_out[name]) for name, dataset in datasets.items()
+            }
+        for name, dataset in datasets.items():
+            paths = [domain.paths[i] for domain in dataset.domains for i in domain.usable()]
+            data.check_images(paths, progress=partial(display.count, f"checking the images of {name}"))
+        return datasets
 
     def check_split(self, dataset: str, test_env: int | None) -> None:
         """Checks that every training domain has an image to train on and one to validate on.

@@ -56,6 +56,7 @@ def raising(error: BaseException):
         ("main", ["convert", "--help"]),
         ("main", ["data", "--help"]),
         ("main", ["data", "fetch", "--help"]),
+        ("main", ["plan", "--help"]),
         ("train", ["--help"]),
     ],
 )
@@ -311,8 +312,10 @@ def test_every_flag_reaches_its_key(trained):
         "--seed": ("7", 7),
         "--output": ("out", "out"),
         "--device": ("cuda:1", "cuda:1"),
+        "--workers": ("3", 3),
+        "--ray": ("local", "local"),
     }
-    from ratfast.cli.train import FLAGS
+    from ratfast.cli.recipes import FLAGS
 
     assert {flag.option for flag in FLAGS} == set(given)
     assert train(*(part for option, (text, _) in given.items() for part in (option, text))) == 0

@@ -74,6 +74,25 @@ def tiny_values(data_dir: Path, backbone_file: Path, output: Path) -> dict:
     }
 
 
+def smallest_values(data_dir: Path, folder: Path) -> dict:
+    """Values of a recipe with one auxiliary data set and two members whose network is a megabyte.
+
+    Args:
+        data_dir: of the images.
+        folder: where the network's initial weights are written; the output folder is `output` of wherever it runs.
+    """
+    import torchvision
+
+    torch.manual_seed(0)
+    weights = folder / "shufflenet.pth"
+    torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), weights)
+    values = tiny_values(data_dir, weights, Path("output"))
+    values["model"]["backbone"] = "torchvision/shufflenet_v2_x0_5"
+    values["data"]["aux"] = ["Near"]
+    values["train"] |= {"threads": 1, "runs": 2}
+    return values
+
+
 @pytest.fixture
 def recipe(data_dir: Path, backbone_file: Path, tmp_path: Path) -> config.Recipe:
     """A recipe of one target, two auxiliary data sets and three members."""

@@ -51,3 +51,24 @@ def test_a_domain_that_is_not_there(recipe, data_dir, test_env) -> None:
     values["data"]["test_env"] = test_env
     with pytest.raises(InputError, match=r"dark.*grey.*light|test_env"):
         plan_of(config.from_dict(values), data_dir)
+
+
+def test_the_graph_says_what_each_task_needs(recipe, data_dir) -> None:
+    values = recipe.to_dict()
+    values["train"] |= {"rows": ["all"], "trials": 2}
+    plan = plan_of(config.from_dict(values), data_dir)
+    needs = plan.prerequisites()
+    assert needs.keys() == {task.name for task in plan.tasks}
+    assert needs["probe/Shapes"] == needs["probe/Far"] == set()
+    assert needs["auxiliary/Far/run00"] == {"probe/Far"}
+    assert needs["target/trial0-run00"] == {"probe/Shapes"}
+    assert needs["target/trial0-run01"] == {"probe/Shapes", "auxiliary/Far/run00"}
+    assert needs["fusing/trial1-run02"] == {"probe/Shapes", "auxiliary/Far/run00", "auxiliary/Near/run00"}
+    assert needs["vanilla/trial0-run00"] == set()
+    members = {f"target/trial{trial}-run{run:02}" for trial in range(2) for run in range(3)}
+    assert needs["averages/dagger"] == members
+    assert needs["averages/greedy_trial1"] == {name for name in members if "trial1" in name}
+    done = set()
+    for task in plan.tasks:  # in an order that the graph allows
+        assert needs[task.name] <= done
+        done.add(task.name)

@@ -1,11 +1,8 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from ratfast import InputError
 from ratfast.train import records
 
 
@@ -48,36 +45,12 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_two_processes_do_not_share_an_output_folder(tmp_path) -> None:
-    code = (
-        "import pathlib, sys, time\n"
-        "from ratfast.train import records\n"
-        "with records.locked_output(pathlib.Path(sys.argv[1])):\n"
-        "    print('held', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout.readline() == b"held\n"
-            with pytest.raises(InputError, match="another ratfast-train"), records.locked_output(tmp_path):
-                pass
-        finally:
-            process.kill()
-    with records.locked_output(tmp_path):  # however the other ended, its lock went with it
-        pass
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:
-    (tmp_path / "averages").mkdir()
-    (tmp_path / "averages" / ".ratfast-0123.tmp").write_text("half")
-    with records.locked_output(tmp_path):
-        assert os.listdir(tmp_path / "averages") == []
-
-
-def test_an_output_folder_that_cannot_be_made(tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match="cannot be written"),
-        records.locked_output(tmp_path / "file" / "out"),
-    ):
-        pass
+def test_the_run_that_another_process_finished_meanwhile_stays(tmp_path) -> None:
+    with records.new_run(tmp_path / "run00") as late:
+        (late / "who").write_text("the one taken for lost")
+        (late).rename(tmp_path / "aside")
+        with records.new_run(tmp_path / "run00") as folder:
+            (folder / "who").write_text("the other")
+        (tmp_path / "aside").rename(late)
+    assert (tmp_path / "run00" / "who").read_text() == "the other"
+    assert os.listdir(tmp_path) == ["run00"]

@@ -88,6 +88,17 @@ def test_they_are_due_after_the_interval(tmp_path):
         assert snapshots.due()
 
 
+def test_time_adds_up_over_processes(tmp_path):
+    now = [100.0]
+    for earlier in (0.0, 7.0, 14.0):
+        with Snapshots(tmp_path / "run", IDENTITY, clock=lambda: now[0]) as snapshots:
+            snapshots.load()
+            assert snapshots.earlier_seconds == earlier
+            now[0] += 7.0
+            snapshots.save(snapshot())
+            now[0] += 1.0  # lost with the process
+
+
 def test_a_full_disk_is_told_and_the_last_snapshot_kept(tmp_path):
     path = tmp_path / "run"
     with Snapshots(path, IDENTITY) as snapshots:

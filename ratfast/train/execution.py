@@ -1,0 +1,189 @@
+"""A whole recipe: data, probes, auxiliary and target fine-tunings, averages, summary."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ratfast import config, protocol
+from ratfast.config import Recipe
+from ratfast.errors import InputError
+from ratfast.train import host, on_ray, records
+from ratfast.train.averages import forget_averages, read_averages
+from ratfast.train.context import Context
+from ratfast.train.failures import forget_failure
+from ratfast.train.leakage import warn_of_shared_images
+from ratfast.train.left_out import write_left_out
+from ratfast.train.lock import locked_output, refuse_if_locked
+from ratfast.train.plan import Job, Plan, make_plan
+from ratfast.train.progress import Display
+from ratfast.train.shared import Shared
+from ratfast.train.start import check_sources
+from ratfast.train.state import is_done, read_run
+from ratfast.train.summary import describe_protocol, summarise, write_table
+from ratfast.train.tasks import Tasks
+from ratfast.train.work import carry_out, kernels
+from ratfast.train.workers import Workers
+
+# What may differ between the command that began a recipe and the one that continues it: where and with what it is
+# carried out, not what.
+_FREE_KEYS = (
+    "output.dir",
+    "data.dir",
+    "train.threads",
+    "train.device",
+    "train.workers",
+    "train.retries",
+    "train.ray",
+    "train.snapshot_seconds",
+)
+
+
+def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Carries out `recipe`; what an earlier, interrupted call finished is not done again.
+
+    Args:
+        recipe: what to do. With `train.workers` 1 everything happens in this process; with more, each training or
+            average in one of so many processes; with `train.ray`, on a cluster.
+        console: where progress is shown; standard error by default.
+
+    Returns:
+        The content of `summary.json`, as `ratfast.train.summary.summarise` describes it.
+
+    Raises:
+        InputError: the recipe, a data set or a checkpoint is wrong, or another command is writing there.
+        UnfinishedError: workers failed; everything that does not need their tasks is done.
+    """
+    recipe = config.validated(recipe)
+    with Display(console) as display:
+        if recipe.train.ray is None:
+            return _run(recipe, display, None)
+        with on_ray.connected(recipe.train.ray, recipe.train.workers) as ray:
+            return _run(recipe, display, ray)
+
+
+def _run(recipe: Recipe, display: Display, ray: Any) -> dict[str, Any]:
+    """Carries it out here, or on the cluster that `ray`, the module, is connected to."""
+    device = host.find_device("cpu" if ray else recipe.train.device)
+    host.prepare(device, recipe.train.threads)
+    output = Path(recipe.output.dir)
+    refuse_if_locked(output, display.say)
+    tasks = Tasks(recipe, device, display)
+    plan = make_plan(recipe, tasks.datasets, display.say)
+    for dataset, test_env in sorted({(job.dataset, job.test_env) for job in plan.jobs}, key=str):
+        tasks.check_split(dataset, test_env)
+    if not all(is_done(job, output) for job in plan.jobs):
+        check_sources(plan, recipe, display)
+        warn_of_shared_images(tasks.datasets, recipe.data.target, plan.test_env)
+        say_what_is_special(plan, recipe, display)
+    with locked_output(output, display.say) as lock, _settled_recipe(recipe, output, plan):
+        context = Context(recipe, tasks, device, _precision(recipe, device), output, display)
+        if tasks.left_out:
+            write_left_out(output, tasks.left_out)
+        _look_at_what_is_done(plan, context)
+        if not all(is_done(task, output) for task in plan.tasks):
+            _carry_out(plan, context, lock, ray)
+        for sweep, jobs in plan.sweeps.items():
+            for job in jobs:
+                records.link(output / sweep / Path(job.name).name, output / job.name)
+        summary = summarise(plan, context, read_averages(plan, output))
+        write_table(plan, context, summary)
+        records.write_json(output / records.SUMMARY, summary)
+    return summary
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    official = recipe.train.precision == "auto" and recipe.protocol.name == "official"
+    return host.find_precision("float32" if official else recipe.train.precision, device)
+
+
+def _look_at_what_is_done(plan: Plan, context: Context) -> None:
+    """Shows what is done already, and takes away averages that are to be made again."""
+    if not all(is_done(job, context.output) for job in plan.jobs):
+        forget_averages(context.output)
+    for job in plan.jobs:
+        _check_same_start(job, context)
+    context.display.expect(sum(job.steps for job in plan.jobs))
+    for job in plan.jobs:
+        if is_done(job, context.output):
+            context.display.made(job.name, job.steps)
+            context.display.say(f"{job.name}: already done")
+
+
+def _carry_out(plan: Plan, context: Context, lock: int, ray: Any) -> None:
+    """Carries out the tasks that are not done yet: on Ray, in workers, or in this process."""
+    recipe, device, output = context.recipe, context.device, context.output
+    datasets, threads = context.tasks.datasets, recipe.train.threads
+    if ray:
+        device = on_ray.device_of(ray, recipe.train.device)
+        shared = Shared(recipe, datasets, str(device), _precision(recipe, device), threads or 1)
+        on_ray.carry_out(ray, plan, shared, output, context.display)
+        return
+    workers = host.find_workers(recipe, device)
+    if workers > 1:
+        gpus = host.gpus_for_workers(device)
+        threads = threads or host.share_of_processors(workers)
+        shared = Shared(recipe, datasets, "cuda" if gpus else str(device), context.precision, threads)
+        with Workers(workers, shared, gpus, lock, context.display) as several:
+            several.carry_out(plan, output)
+        return
+    with kernels(recipe):
+        for task in plan.tasks:
+            if not is_done(task, output):
+                carry_out(task, context)
+
+
+def _check_same_start(job: Job, context: Context) -> None:
+    """Raises InputError if a finished run started from something else than it would now."""
+    if not is_done(job, context.output):
+        return
+    started = read_run(job, context.output)["initialisation"]
+    if started != job.source:
+        raise InputError(
+            f"{context.output / job.name} started from {started}, and would now from {job.source}: the auxiliary "
+            "weights or their order have changed, expected the same or another --output"
+        )
+
+
+def say_what_is_special(plan: Plan, recipe: Recipe, display: Display) -> None:
+    """Prints the protocol's switches, and which auxiliary runs no target run starts from."""
+    display.say(describe_protocol(recipe))
+    unused = protocol.unused_auxiliary(
+        recipe.train.runs, {source.name: len(source.runs) for source in plan.sources}
+    )
+    if unused and "target" in plan.sweeps:
+        listed = ", ".join(f"{count} of {name}" for name, count in unused.items())
+        display.say(f"auxiliary runs that no run starts from, with train.runs {recipe.train.runs}: {listed}")
+
+
+@contextlib.contextmanager
+def _settled_recipe(recipe: Recipe, output: Path, plan: Plan) -> Iterator[None]:
+    """Stores the recipe in a new output folder; in a used one, checks that it is the same.
+
+    A recipe that fails before any of its runs is done is taken away again, so that a corrected one finds the
+    folder as new.
+    """
+    path = output / records.RECIPE
+    if path.is_file():
+        changed = [key for key in config.differences(config.load(path), recipe) if key not in _FREE_KEYS]
+        if changed:
+            raise InputError(
+                f"the output folder {output} holds runs of another recipe (differing in {', '.join(changed)}), "
+                "expected the same recipe or another --output"
+            )
+        yield
+        return
+    records.write_text(path, recipe.to_toml())
+    try:
+        yield
+    except BaseException:
+        if not any(is_done(job, output) for job in plan.jobs):
+            path.unlink(missing_ok=True)
+            for task in plan.tasks:
+                forget_failure(task, output)
+        raise

@@ -1,0 +1,21 @@
+"""Killed at random moments and started again, a plan ends in the same files to the byte.
+
+RATFAST_KILLS says how often, such as 200; `kills.py` is the same without pytest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same() -> None:
+    kills = int(os.environ.get("RATFAST_KILLS", "6"))
+    command = [sys.executable, str(Path(__file__).with_name("kills.py")), "--kills", str(kills)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["kills"] >= kills

@@ -1,0 +1,96 @@
+"""A plan on a Ray cluster of two machines, which are one here; skipped where Ray is not there."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from ratfast import InputError, config, train
+from ratfast.errors import UnfinishedError
+from ratfast.train import on_ray
+
+from .conftest import smallest_values
+from .outputs import fingerprint
+
+ray = pytest.importorskip("ray")
+TRAIN = [sys.executable, "-c", "from ratfast.cli.main import train; train()", "recipe.toml"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without processors and two workers of one processor each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    yield cluster
+    cluster.shutdown()
+
+
+def recipe_of(data_dir, folder, **keys) -> config.Recipe:
+    values = smallest_values(data_dir, folder)
+    values["train"] |= {"steps": 20, "head_steps": 200, "snapshot_seconds": 0.2, **keys}
+    return config.from_dict(values)
+
+
+@pytest.mark.slow
+def test_a_machine_is_lost_and_its_run_goes_on_elsewhere(cluster, data_dir, tmp_path) -> None:
+    (tmp_path / "recipe.toml").write_text(recipe_of(data_dir, tmp_path, retries=3).to_toml())
+    options = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    subprocess.run(TRAIN, check=True, capture_output=True, **options)
+    (tmp_path / "output").rename(tmp_path / "expected")
+
+    process = subprocess.Popen(
+        [*TRAIN, "--ray", cluster.address], stderr=subprocess.PIPE, text=True, **options
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while len(list(tmp_path.glob("output/probe/*.snapshot"))) < 2:  # one on each machine
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "goes on after update" in err
+    assert fingerprint(tmp_path / "output") == fingerprint(tmp_path / "expected")
+
+
+@pytest.mark.slow
+def test_failures_are_named_and_hold_nothing_else_up(cluster, data_dir, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = tmp_path / "data"
+    shutil.copytree(data_dir, wrong)
+    for path in (wrong / "Near").rglob("*.png"):  # they pass for whole until they are decoded
+        content = path.read_bytes()
+        path.write_bytes(content[:60] + bytes(len(content) - 120) + content[-60:])
+    recipe = recipe_of(wrong, tmp_path, steps=2, head_steps=2, ray=cluster.address)
+    with pytest.raises(UnfinishedError) as caught:
+        train.run(recipe, Console(file=io.StringIO()))
+    first, second = caught.value.lines
+    assert (
+        first.startswith("probe/Near failed: ") and ".png cannot be" in first and caught.value.input_is_wrong
+    )
+    assert second.startswith(
+        "not done, since they need it: auxiliary/Near/run00, target/trial0-run01, averages/"
+    )
+    assert (tmp_path / "output/target/trial0-run00/done").is_file()
+
+
+def test_an_address_where_nobody_is(recipe) -> None:
+    values = recipe.to_dict()
+    values["train"]["ray"] = "127.0.0.1:1"
+    with pytest.raises(InputError, match=r"train\.ray is '127\.0\.0\.1:1', and Ray cannot connect there \("):
+        train.run(config.from_dict(values), Console(file=io.StringIO()))
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r'pip install "ratfast\[ray\]"'), on_ray.connected("local", None):
+        pass
