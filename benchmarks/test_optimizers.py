@@ -11,6 +11,13 @@ there is one (with ViT-L/16). Three steps are measured:
   weights. 40 bytes here: the gradients once for their norm, then a step with the average read and written. torch's
   four functions move 60: 8 to unscale, 12 to clip, 28 for the step, 12 for the average.
 
+Floors on an H100, whose plain copy moves 2.6 to 3.0 TB/s, for ViT-L/16 (304.3 million parameters, float32); no step
+can take less, and the goal is 1.1 times as long at most (`share_of_copy_bandwidth` in `extra` at least 0.9):
+
+    adamw        8.52 GB   2.84 to 3.28 ms   one launch
+    sgd          6.09 GB   2.03 to 2.34 ms   one launch
+    everything  12.17 GB   4.06 to 4.68 ms   two launches; torch's four functions 18.26 GB, 6.09 to 7.02 ms
+
 The floor of a step is that memory at the bandwidth that a plain copy reaches in the same run. On a CPU a copy reads
 what it overwrites as well, uncounted, so a step can come out above that floor's bandwidth there.
 

@@ -31,10 +31,13 @@ RATFAST_HD bool is_wide(const StepSegment& s) {
          (s.copy != nullptr && s.copy_type == DType::f64);
 }
 
-// Whether all that is read is of type `own`, but gradients are `grads`.
+// The type of averages of plain segments: not narrow, since small steps would round away.
+RATFAST_HD constexpr DType plain_average(DType own) { return item_size(own) == 2 ? DType::f32 : own; }
+
+// Whether all that is read is of type `own`, but gradients are `grads`, and averages as above.
 RATFAST_HD bool is_plain(const StepSegment& s, DType own, DType grads) {
   return s.param_type == own && s.grad_type == grads && (s.states[0] == nullptr || s.state_type == own) &&
-         (s.average == nullptr || s.average_type == own);
+         (s.average == nullptr || s.average_type == plain_average(own));
 }
 
 struct StepExtras {

@@ -68,23 +68,24 @@ struct StepTable {
 };
 static_assert(sizeof(StepTable<AdamOptions, double>) <= 32764);
 
-constexpr int kStepCount = 4;  // elements per thread
+// Elements per thread: 16 bytes of what most tensors are.
+template <DType own>
+constexpr int kStepCount = item_size(own) == 2 ? 8 : 4;
 
 // Blocks that a multiprocessor is to hold at least: as many as registers allow without spills.
-template <class A, bool plain>
-constexpr int kStepBlocks = sizeof(A) == 8 ? 1
-                            : plain        ? 3
-                                           : 2;
+template <class A, bool plain, DType own>
+constexpr int kStepBlocks = sizeof(A) == 8                         ? 1
+                            : plain && item_size(own) == sizeof(A) ? 3
+                                                                   : 2;
 
 // Elements [index, index + count) of a segment.
-template <class A, bool plain, DType grads, bool extra, class Access, int count, class Scalars>
+template <class A, bool plain, DType own, DType grads, bool extra, class Access, int count, class Scalars>
 __device__ __forceinline__ void step_elements(const StepSegment& s, long long index, const Scalars& scalars,
                                               A average_weight, bool zero_grads) {
-  constexpr DType own = sizeof(A) == 8 ? DType::f64 : DType::f32;
   const DType param_type = plain ? own : s.param_type;
   const DType grad_type = plain ? grads : s.grad_type;
   const DType state_type = plain ? own : s.state_type;
-  const DType average_type = plain ? own : s.average_type;
+  const DType average_type = plain ? plain_average(own) : s.average_type;
   const int kept = state_count(scalars);
   const bool read = reads_states(scalars);
   const bool averaged = extra && s.average != nullptr;
@@ -123,7 +124,8 @@ __device__ __forceinline__ void step_elements(const StepSegment& s, long long in
       raw_average.convert(average_type, average);
 #pragma unroll
       for (int e = 0; e < count; ++e) {
-        const A stored = plain ? param[e] : as_stored(param_type, param[e]);
+        const bool exact = plain && item_size(own) == sizeof(A);
+        const A stored = exact ? param[e] : as_stored(param_type, param[e]);
         average[e] = average_update<ScalarOps<A>>(average_weight, average[e], stored);
       }
       Access::store(average_type, s.average, index, average);
@@ -146,13 +148,13 @@ __device__ __forceinline__ typename Options::template Scalars<A> current_scalars
   return step_scalars<A>(options, table.steps == nullptr ? table.step : made + 1.0);
 }
 
-// If `plain`, all that is read is of the type that the arithmetic runs in, but gradients are `grads`; if not
-// `extra`, scalars are known, there is neither an average nor a copy, and gradients stay.
-template <class Options, class A, bool plain, DType grads, bool extra>
-__global__ void __launch_bounds__(kThreads, kStepBlocks<A, plain>)
+// If `plain`, all that is read is of the type `own`, but gradients are `grads` and averages not narrow; if
+// not `extra`, scalars are known, there is neither an average nor a copy, and gradients stay.
+template <class Options, class A, bool plain, DType own, DType grads, bool extra>
+__global__ void __launch_bounds__(kThreads, kStepBlocks<A, plain, own>)
     step_kernel(const __grid_constant__ StepTable<Options, A> table) {
   using Scalars = typename Options::template Scalars<A>;
-  constexpr int count = kStepCount;
+  constexpr int count = kStepCount<own>;
   __shared__ Scalars shared;  // what is in registers here is wanting there
   const Scalars& scalars = extra ? shared : table.scalars;
   const bool skip = extra && or_else(table.found_inf, 0.0) != 0.0;
@@ -186,13 +188,13 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<A, plain>)
     // Doubles among other types, which are rare, go one by one: several would pass through local memory.
     if constexpr (plain || sizeof(A) == 4) {
       if (table.chunks.aligned[place] && start + kThreads * count <= numel) {
-        step_elements<A, plain, grads, extra, Elements<count>, count>(
+        step_elements<A, plain, own, grads, extra, Elements<count>, count>(
             s, start + static_cast<long long>(threadIdx.x) * count, scalars, average_weight, zero_grads);
         continue;
       }
     }
     for (long long index = start + threadIdx.x; index < end; index += kThreads)
-      step_elements<A, plain, grads, extra, Element, 1>(s, index, scalars, average_weight, zero_grads);
+      step_elements<A, plain, own, grads, extra, Element, 1>(s, index, scalars, average_weight, zero_grads);
   }
   if (!extra || table.steps == nullptr || skip) return;
   // The last block to come here counts the step: all of them have read the numbers by then.

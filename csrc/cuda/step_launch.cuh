@@ -14,36 +14,59 @@ inline bool is_aligned(const StepSegment& s) {
          on_boundary(s.copy);
 }
 
+// A kernel, and how many elements each of its threads takes at once.
+template <class Options, class A>
+struct ChosenKernel {
+  void (*kernel)(StepTable<Options, A>);
+  int count;
+};
+
+template <class Options, class A, bool plain, DType own, DType grads>
+ChosenKernel<Options, A> kernel_of(bool extra) {
+  return {extra ? step_kernel<Options, A, plain, own, grads, true>
+                : step_kernel<Options, A, plain, own, grads, false>,
+          kStepCount<own>};
+}
+
+// The kernel for the types of all segments of a table.
+template <class Options, class A>
+ChosenKernel<Options, A> choose_kernel(const StepTable<Options, A>& table, bool extra) {
+  const StepSegment *begin = table.segments, *end = begin + table.chunks.segments;
+  const auto all_plain = [&](DType own, DType grads) {
+    return std::all_of(begin, end, [&](const StepSegment& s) { return is_plain(s, own, grads); });
+  };
+  constexpr DType wide = sizeof(A) == 8 ? DType::f64 : DType::f32;
+  if (all_plain(wide, wide)) return kernel_of<Options, A, true, wide, wide>(extra);
+  if constexpr (sizeof(A) == 4) {
+    constexpr DType f32 = DType::f32, bf16 = DType::bf16, f16 = DType::f16;
+    if (all_plain(f32, bf16)) return kernel_of<Options, A, true, f32, bf16>(extra);
+    if (all_plain(f32, f16)) return kernel_of<Options, A, true, f32, f16>(extra);
+    if (all_plain(bf16, bf16)) return kernel_of<Options, A, true, bf16, bf16>(extra);
+    if (all_plain(f16, f16)) return kernel_of<Options, A, true, f16, f16>(extra);
+  }
+  return kernel_of<Options, A, false, wide, wide>(extra);
+}
+
 // Launches what the table holds, and empties it.
 template <class Options, class A>
 cudaError_t launch_steps(StepTable<Options, A>& table, cudaStream_t stream) {
-  if (table.chunks.segments == 0) return cudaSuccess;
-  constexpr DType own = sizeof(A) == 8 ? DType::f64 : DType::f32;
-  const StepSegment *begin = table.segments, *end = begin + table.chunks.segments;
-  const auto all_plain = [&](DType grads) {
-    return std::all_of(begin, end, [&](const StepSegment& s) { return is_plain(s, own, grads); });
-  };
+  auto& chunks = table.chunks;
+  if (chunks.segments == 0) return cudaSuccess;
+  const StepSegment *begin = table.segments, *end = begin + chunks.segments;
   const bool extra =
       table.extras.zero_grads || table.dynamic || table.found_inf.data != nullptr ||
       std::any_of(begin, end, [](const StepSegment& s) { return s.average != nullptr || s.copy != nullptr; });
-  auto kernel =
-      extra ? step_kernel<Options, A, false, own, true> : step_kernel<Options, A, false, own, false>;
-  if (all_plain(own))
-    kernel = extra ? step_kernel<Options, A, true, own, true> : step_kernel<Options, A, true, own, false>;
-  if constexpr (sizeof(A) == 4) {
-    if (all_plain(DType::bf16))
-      kernel = extra ? step_kernel<Options, A, true, DType::bf16, true>
-                     : step_kernel<Options, A, true, DType::bf16, false>;
-    else if (all_plain(DType::f16))
-      kernel = extra ? step_kernel<Options, A, true, DType::f16, true>
-                     : step_kernel<Options, A, true, DType::f16, false>;
-  }
+  const auto chosen = choose_kernel(table, extra);
+  const long long chunk = static_cast<long long>(kThreads) * chosen.count;
+  long long before = 0;
+  for (int i = 0; i < chunks.segments; ++i)
+    chunks.chunk_end[i] = before += (chunks.numel[i] + chunk - 1) / chunk;
   int blocks = 0;
   // Steps of tensors without elements are counted too.
-  const cudaError_t error = grid_for(kernel, std::max<long long>(1, table.chunks.total()), blocks);
+  const cudaError_t error = grid_for(chosen.kernel, std::max<long long>(1, chunks.total()), blocks);
   if (error != cudaSuccess) return error;
-  RATFAST_LAUNCH(kernel, blocks, stream, table);
-  table.chunks.segments = 0;
+  RATFAST_LAUNCH(chosen.kernel, blocks, stream, table);
+  chunks.segments = 0;
   return cudaGetLastError();
 }
 
@@ -52,7 +75,7 @@ template <class Options, class A>
 cudaError_t step_segments(const std::vector<StepSegment>& segments, const Options& options,
                           const StepExtras& extras, const DeviceStep& device, const float* host_steps,
                           cudaStream_t stream) {
-  const auto table = std::make_unique<StepTable<Options, A>>();
+  const auto table = std::make_unique_for_overwrite<StepTable<Options, A>>();
   auto& chunks = table->chunks;
   chunks.segments = 0;
   table->options = options;
@@ -76,13 +99,10 @@ cudaError_t step_segments(const std::vector<StepSegment>& segments, const Option
       table->step = step;
       table->scalars = step_scalars<A>(options, step);
     }
-    constexpr long long chunk = static_cast<long long>(kThreads) * kStepCount;
-    const long long before = chunks.total();
     table->segments[chunks.segments] = segment;
     table->place[chunks.segments] = static_cast<int>(t);
     chunks.aligned[chunks.segments] = is_aligned(segment);
     chunks.numel[chunks.segments] = segment.numel;
-    chunks.chunk_end[chunks.segments] = before + (segment.numel + chunk - 1) / chunk;
     ++chunks.segments;
   }
   return launch_steps(*table, stream);

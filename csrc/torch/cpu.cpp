@@ -16,11 +16,6 @@ void torch_threads(std::int64_t total, std::int64_t grain, const Range& range) {
   torch::stable::parallel_for(0, total, grain, range);
 }
 
-void check_on_cpu(Tensors params, const Tensor& steps) {
-  STD_TORCH_CHECK(!params.empty() && params.front().is_cpu() && steps.is_cpu(),
-                  "ratfast: expected tensors on the CPU");
-}
-
 void mix_(Tensors outputs, Tensors sources, const Tensor& weights) {
   const MixArguments arguments(outputs, sources, weights);
   STD_TORCH_CHECK(outputs.front().is_cpu(), "ratfast: expected tensors on the CPU");
@@ -78,6 +73,8 @@ void step(const StepArguments& arguments, Options options, const StepNumbers& nu
           bool zero,
           void (*rule)(const std::vector<StepSegment>&, float*, const Options&, const StepExtras&,
                        const ParallelFor&)) {
+  STD_TORCH_CHECK(arguments.first.is_cpu() && arguments.step_numbers.is_cpu(),
+                  "ratfast: expected tensors on the CPU");
   if (value_of(numbers.found_inf, 0.0) != 0.0) {
     if (zero) zero_grads(arguments.segments, torch_threads);
     return;
@@ -93,12 +90,11 @@ void adam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
                 std::optional<Tensor> multiplier, std::optional<Tensor> found_inf,
                 std::optional<Tensor> lr_tensor, std::optional<Tensor> average_weight_tensor, double lr,
                 double average_weight, bool zero_grads, double weight_decay, bool maximize, double beta1,
-                double beta2, double eps, bool decoupled, bool amsgrad) {
+                double beta2, double eps, bool decoupled, bool amsgrad, std::optional<Tensor> table) {
   const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
   std::vector<const std::vector<Tensor>*> states{&exp_avgs, &exp_avg_sqs};
   if (amsgrad) states.push_back(&max_exp_avg_sqs);
-  check_on_cpu(params, steps);
-  step<AdamOptions>({params, grads, states, averages, copies, steps, numbers},
+  step<AdamOptions>({{params, grads, states, averages, copies}, table, steps, numbers},
                     {lr, 1.0, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize}, numbers,
                     average_weight, zero_grads, adam);
 }
@@ -107,20 +103,21 @@ void sgd_step_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors 
                const Tensor& steps, std::optional<Tensor>, std::optional<Tensor> multiplier,
                std::optional<Tensor> found_inf, std::optional<Tensor> lr_tensor,
                std::optional<Tensor> average_weight_tensor, double lr, double average_weight, bool zero_grads,
-               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov) {
+               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov,
+               std::optional<Tensor> table) {
   const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
   std::vector<const std::vector<Tensor>*> states;
   if (momentum != 0.0) states.push_back(&momentum_buffers);
-  check_on_cpu(params, steps);
-  step<SgdOptions>({params, grads, states, averages, copies, steps, numbers},
+  step<SgdOptions>({{params, grads, states, averages, copies}, table, steps, numbers},
                    {lr, 1.0, momentum, dampening, weight_decay, nesterov, maximize}, numbers, average_weight,
                    zero_grads, sgd);
 }
 
 void gradient_norm_(Tensors grads, const Tensor& norm, const Tensor& multiplier, const Tensor& found_inf,
-                    std::optional<Tensor>, std::optional<Tensor> grad_scale, double max_norm) {
-  const NormArguments arguments(grads, norm, multiplier, found_inf, grad_scale);
-  STD_TORCH_CHECK(grads.front().is_cpu(), "ratfast: expected tensors on the CPU");
+                    std::optional<Tensor>, std::optional<Tensor> grad_scale, double max_norm,
+                    std::optional<std::vector<Tensor>> tables) {
+  const NormArguments arguments(grads, tables, norm, multiplier, found_inf, grad_scale);
+  STD_TORCH_CHECK(norm.is_cpu(), "ratfast: expected tensors on the CPU");
   const Clipping result =
       clipping(square_sum(arguments.segments, torch_threads), value_of(grad_scale, 1.0), max_norm);
   *static_cast<double*>(norm.data_ptr()) = result.norm;
@@ -138,4 +135,5 @@ STABLE_TORCH_LIBRARY_IMPL(ratfast, CPU, library) {
   library.impl("adam_step_", TORCH_BOX(&adam_step_));
   library.impl("sgd_step_", TORCH_BOX(&sgd_step_));
   library.impl("gradient_norm_", TORCH_BOX(&gradient_norm_));
+  library.impl("step_table", TORCH_BOX(&step_table));
 }

@@ -61,11 +61,11 @@ void* workspace_of(const std::optional<Tensor>& workspace, const Tensor& like) {
 }
 
 template <class Options>
-void step(const StepArguments& arguments, const Tensor& first, const Tensor& steps,
-          const std::optional<Tensor>& workspace, const Options& options, const StepNumbers& numbers,
-          const StepExtras& extras,
+void step(const StepArguments& arguments, const std::optional<Tensor>& workspace, const Options& options,
+          const StepNumbers& numbers, const StepExtras& extras,
           cudaError_t (*rule)(const std::vector<StepSegment>&, const Options&, const StepExtras&,
                               const cuda::DeviceStep&, float*, cudaStream_t)) {
+  const Tensor &first = arguments.first, &steps = arguments.step_numbers;
   STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
   STD_TORCH_CHECK(
       steps.is_cpu() ? !numbers.found_inf.has_value() : steps.get_device_index() == first.get_device_index(),
@@ -85,12 +85,12 @@ void adam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
                 std::optional<Tensor> multiplier, std::optional<Tensor> found_inf,
                 std::optional<Tensor> lr_tensor, std::optional<Tensor> average_weight_tensor, double lr,
                 double average_weight, bool zero_grads, double weight_decay, bool maximize, double beta1,
-                double beta2, double eps, bool decoupled, bool amsgrad) {
+                double beta2, double eps, bool decoupled, bool amsgrad, std::optional<Tensor> table) {
   const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
   std::vector<const std::vector<Tensor>*> states{&exp_avgs, &exp_avg_sqs};
   if (amsgrad) states.push_back(&max_exp_avg_sqs);
-  const StepArguments arguments(params, grads, states, averages, copies, steps, numbers);
-  step<AdamOptions>(arguments, params.front(), steps, workspace,
+  const StepArguments arguments({params, grads, states, averages, copies}, table, steps, numbers);
+  step<AdamOptions>(arguments, workspace,
                     {lr, 1.0, beta1, beta2, weight_decay, eps, decoupled, amsgrad, maximize}, numbers,
                     {average_weight, zero_grads}, cuda::adam);
 }
@@ -99,20 +99,21 @@ void sgd_step_(Tensors params, Tensors grads, Tensors momentum_buffers, Tensors 
                const Tensor& steps, std::optional<Tensor> workspace, std::optional<Tensor> multiplier,
                std::optional<Tensor> found_inf, std::optional<Tensor> lr_tensor,
                std::optional<Tensor> average_weight_tensor, double lr, double average_weight, bool zero_grads,
-               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov) {
+               double weight_decay, bool maximize, double momentum, double dampening, bool nesterov,
+               std::optional<Tensor> table) {
   const StepNumbers numbers{multiplier, found_inf, lr_tensor, average_weight_tensor};
   std::vector<const std::vector<Tensor>*> states;
   if (momentum != 0.0) states.push_back(&momentum_buffers);
-  const StepArguments arguments(params, grads, states, averages, copies, steps, numbers);
-  step<SgdOptions>(arguments, params.front(), steps, workspace,
-                   {lr, 1.0, momentum, dampening, weight_decay, nesterov, maximize}, numbers,
-                   {average_weight, zero_grads}, cuda::sgd);
+  const StepArguments arguments({params, grads, states, averages, copies}, table, steps, numbers);
+  step<SgdOptions>(arguments, workspace, {lr, 1.0, momentum, dampening, weight_decay, nesterov, maximize},
+                   numbers, {average_weight, zero_grads}, cuda::sgd);
 }
 
 void gradient_norm_(Tensors grads, const Tensor& norm, const Tensor& multiplier, const Tensor& found_inf,
-                    std::optional<Tensor> workspace, std::optional<Tensor> grad_scale, double max_norm) {
-  const NormArguments arguments(grads, norm, multiplier, found_inf, grad_scale);
-  const Tensor& first = grads.front();
+                    std::optional<Tensor> workspace, std::optional<Tensor> grad_scale, double max_norm,
+                    std::optional<std::vector<Tensor>> tables) {
+  const NormArguments arguments(grads, tables, norm, multiplier, found_inf, grad_scale);
+  const Tensor& first = norm;
   STD_TORCH_CHECK(first.is_cuda(), "ratfast: expected tensors on a CUDA device");
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
   const cuda::DeviceNorm device{device_number(grad_scale), static_cast<double*>(norm.data_ptr()),
@@ -162,6 +163,7 @@ STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
   library.impl("adam_step_", TORCH_BOX(&adam_step_));
   library.impl("sgd_step_", TORCH_BOX(&sgd_step_));
   library.impl("gradient_norm_", TORCH_BOX(&gradient_norm_));
+  library.impl("step_table", TORCH_BOX(&step_table));
 }
 
 // For ratfast.native, before the first call on a device: what keeps this library from running there, or null.

@@ -27,10 +27,16 @@ def define(
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=_tags)
-    _library.impl(name, reference, "CompositeExplicitAutograd")
+    names = [argument.name for argument in torch._C.parse_schema(f"ratfast::{schema}").arguments]
+
+    # Operators with many arguments take them by place, which spares their callers a search for each name.
+    def by_name(*arguments: object, **options: object) -> object:
+        return reference(**dict(zip(names, arguments, strict=False)), **options)
+
+    _library.impl(name, by_name, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ratfast::{name}", fake, lib=_library)
     if on_cuda:
-        _on_cuda[name] = reference
+        _on_cuda[name] = by_name
 
 
 def check_cuda(tensors: Iterable[Tensor]) -> None:

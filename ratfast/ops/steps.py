@@ -1,9 +1,8 @@
-"""Optimizer steps, and the norm of the gradients that goes before them."""
+"""Optimizer steps."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,43 +11,39 @@ from torch import Tensor
 
 from ratfast import reference
 from ratfast.ops.checks import check_alike, check_apart
+from ratfast.ops.numbers import as_number, check_number, workspace_on
 from ratfast.ops.registration import call, check_cuda, define, increment_versions
 
-# Of the workspace of CUDA kernels, float64 numbers: kWorkspace of csrc/cuda/launch.h.
-_WORKSPACE = 2049
+# In place of lists that are in a table.
+_NOTHING: tuple[list[Tensor], ...] = ([],) * 7
 
 
 def _fake_step(params: list[Tensor], *tensors: object, **options: object) -> None:
     check_cuda(params)
 
 
-def _fake_gradient_norm_(grads: list[Tensor], *tensors: object, **options: object) -> None:
-    check_cuda(grads)
-
-
 _EXTRAS = (
-    "Tensor(x!)[] averages, Tensor(y!)[] copies, Tensor(z!) steps, *, Tensor(w!)? workspace, "
+    "Tensor(x!)[] averages, Tensor(y!)[] copies, Tensor(z!) steps, Tensor(w!)? workspace, "
     "Tensor? multiplier, Tensor? found_inf, Tensor? lr_tensor, Tensor? average_weight_tensor, float lr, "
     "float average_weight, bool zero_grads, float weight_decay, bool maximize"
 )
 define(
     "adam_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
     f"Tensor(e!)[] max_exp_avg_sqs, {_EXTRAS}, float beta1, float beta2, float eps, bool decoupled, "
-    "bool amsgrad) -> ()",
+    "bool amsgrad, Tensor? table=None) -> ()",
     reference.adam_step_,
     _fake_step,
 )
 define(
     f"sgd_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffers, {_EXTRAS}, "
-    "float momentum, float dampening, bool nesterov) -> ()",
+    "float momentum, float dampening, bool nesterov, Tensor? table=None) -> ()",
     reference.sgd_step_,
     _fake_step,
 )
 define(
-    "gradient_norm_(Tensor[] grads, Tensor(a!) norm, Tensor(b!) multiplier, Tensor(c!) found_inf, *, "
-    "Tensor(d!)? workspace, Tensor? grad_scale, float max_norm) -> ()",
-    reference.gradient_norm_,
-    _fake_gradient_norm_,
+    "step_table(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] averages, Tensor[] copies) -> Tensor",
+    reference.step_table,
+    reference.step_table,
 )
 
 
@@ -99,7 +94,7 @@ def adam_step_(
     amsgrad: bool = False,
     maximize: bool = False,
     extras: StepExtras = _NO_EXTRAS,
-    checked: bool = False,
+    table: Tensor | None = None,
 ) -> None:
     """One step of Adam (arXiv 1412.6980), AMSGrad (1904.09237) or AdamW (1711.05101) over T tensors, as torch.optim
     does it.
@@ -124,16 +119,12 @@ def adam_step_(
         amsgrad: divide by the largest second moment so far.
         maximize: ascend instead of descend.
         extras: what else is done in the same pass.
-        checked: skip what can be skipped of the checks, which take longer than a small step: tensors like these have
-            been accepted before.
+        table: from `step_table` over these lists, which are not looked at then; nor is autograd told.
 
     Raises:
         ValueError: lists, shapes, strides, devices or memory do not fit together.
         TypeError: an element type or a kind of tensor that cannot be stepped.
     """
-    if not amsgrad and len(max_exp_avg_sqs) != 0:
-        raise ValueError("max_exp_avg_sqs must be empty unless amsgrad is set")
-    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
     options = {
         "weight_decay": float(weight_decay),
         "maximize": maximize,
@@ -143,8 +134,14 @@ def adam_step_(
         "decoupled": decoupled,
         "amsgrad": amsgrad,
     }
-    needed = 3 if amsgrad else 2
-    _step(torch.ops.ratfast.adam_step_, params, grads, states, needed, steps, lr, options, extras, checked)
+    operator = torch.ops.ratfast.adam_step_
+    if table is not None:
+        _step_by_table(operator, 5, table, steps, lr, options, extras)
+        return
+    if not amsgrad and len(max_exp_avg_sqs) != 0:
+        raise ValueError("max_exp_avg_sqs must be empty unless amsgrad is set")
+    states = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs}
+    _step(operator, params, grads, states, 3 if amsgrad else 2, steps, lr, options, extras)
 
 
 def sgd_step_(
@@ -160,7 +157,7 @@ def sgd_step_(
     nesterov: bool = False,
     maximize: bool = False,
     extras: StepExtras = _NO_EXTRAS,
-    checked: bool = False,
+    table: Tensor | None = None,
 ) -> None:
     """One step of stochastic gradient descent over T tensors, with torch.optim's momentum.
 
@@ -181,15 +178,12 @@ def sgd_step_(
         nesterov: step by the gradient and the buffer.
         maximize: ascend instead of descend.
         extras: what else is done in the same pass.
-        checked: skip what can be skipped of the checks, which take longer than a small step: tensors like these have
-            been accepted before.
+        table: from `step_table` over these lists, which are not looked at then; nor is autograd told.
 
     Raises:
         ValueError: lists, shapes, strides, devices or memory do not fit together.
         TypeError: an element type or a kind of tensor that cannot be stepped.
     """
-    if momentum == 0 and len(momentum_buffers) != 0:
-        raise ValueError("momentum_buffers must be empty unless there is momentum")
     options = {
         "weight_decay": float(weight_decay),
         "maximize": maximize,
@@ -197,92 +191,41 @@ def sgd_step_(
         "dampening": float(dampening),
         "nesterov": nesterov,
     }
+    operator = torch.ops.ratfast.sgd_step_
+    if table is not None:
+        _step_by_table(operator, 3, table, steps, lr, options, extras)
+        return
+    if momentum == 0 and len(momentum_buffers) != 0:
+        raise ValueError("momentum_buffers must be empty unless there is momentum")
     states = {"momentum_buffers": momentum_buffers}
-    needed = 1 if momentum != 0 else 0
-    _step(torch.ops.ratfast.sgd_step_, params, grads, states, needed, steps, lr, options, extras, checked)
+    _step(operator, params, grads, states, 1 if momentum != 0 else 0, steps, lr, options, extras)
 
 
-def gradient_norm_(
+def step_table(
+    params: Sequence[Tensor],
     grads: Sequence[Tensor],
-    norm: Tensor,
-    multiplier: Tensor,
-    found_inf: Tensor,
-    *,
-    grad_scale: Tensor | None = None,
-    max_norm: float = math.inf,
-    workspace: Tensor | None = None,
-    checked: bool = False,
-) -> None:
-    """The norm of all gradients together, and what a step needs to unscale and to clip them; all on their device.
+    states: Sequence[Sequence[Tensor]],
+    extras: StepExtras = _NO_EXTRAS,
+) -> Tensor | None:
+    """Where the tensors of a step lie, for repeating it without taking its lists apart again.
 
-    `norm = sqrt(sum of squares) / grad_scale`; `multiplier = min(1, max_norm / (norm + 1e-6)) / grad_scale`, as
-    `torch.nn.utils.clip_grad_norm_` has it; `found_inf` is 1 where the norm is not finite, else 0. Squares are
-    summed in float64, on the CPU in an order that depends on the sizes alone, on a CUDA device on the kind of device
-    too. Without gradients the norm is 0.
+    What keeps the table has to keep the tensors' memory, and to see to it that they stay where they are, as
+    `ratfast.optim.guard` does; steps with it need `steps` on the tensors' device.
 
     Args:
-        grads: T dense tensors of one device, of any shapes and floating-point types.
-        norm: one float64 number, overwritten.
-        multiplier: one float64 number, overwritten.
-        found_inf: one float32 number, overwritten.
-        grad_scale: one number that the loss was multiplied by, as `torch.amp.GradScaler` keeps it; None for 1.
-        max_norm: infinity does not clip.
-        workspace: from `step_workspace`, for CUDA devices; made for each call if None.
-        checked: as in `adam_step_`.
-
-    Raises:
-        ValueError: a tensor on another device, not dense, or not of one number.
-        TypeError: an element type or a kind of tensor without a norm.
-    """
-    if checked and len(grads) != 0 and not torch.compiler.is_compiling():
-        results = [norm, multiplier, found_inf]
-        with torch.no_grad():
-            torch.ops.ratfast.gradient_norm_.default(
-                grads, *results, workspace=workspace, grad_scale=grad_scale, max_norm=max_norm
-            )
-        increment_versions(results)
-        return
-    flat = list(grads)
-    device = flat[0].device if flat else norm.device
-    for name, number, dtype in (
-        ("norm", norm, torch.float64),
-        ("multiplier", multiplier, torch.float64),
-        ("found_inf", found_inf, torch.float32),
-        ("grad_scale", grad_scale, None),
-    ):
-        _check_number(name, number, device, dtype)
-    if math.isnan(max_norm) or max_norm < 0:
-        raise ValueError(f"max_norm is {max_norm}, expected a number that is not negative")
-    results = [norm, multiplier, found_inf]
-    if not flat:
-        with torch.no_grad():
-            reference.gradient_norm_([], *results, grad_scale=grad_scale, max_norm=float(max_norm))
-        return
-    options = {
-        "workspace": _workspace(workspace, device),
-        "grad_scale": grad_scale,
-        "max_norm": float(max_norm),
-    }
-    call(
-        torch.ops.ratfast.gradient_norm_,
-        [flat, *results],
-        options,
-        flat,
-        lambda: check_alike(len(flat), grads=flat),
-    )
-    increment_versions(results)
-
-
-def step_workspace(device: torch.device | str) -> Tensor:
-    """Memory that a step or a norm works in, for reuse by those that follow each other on one stream.
-
-    Args:
-        device: of the parameters.
+        params: as in a step, like all that follows; of lists that such a step has accepted.
+        grads: the gradients, which may move later: see `ratfast.optim.guard.keep_table`.
+        states: the lists of states that the step has.
+        extras: of it the averages and copies.
 
     Returns:
-        float64 zeros, which each operation leaves usable for the next.
+        Bytes on the CPU, or None where no native code would read them.
     """
-    return torch.zeros(_WORKSPACE, dtype=torch.float64, device=device)
+    if not params:
+        return None
+    flat = list(itertools.chain(*states))
+    table = torch.ops.ratfast.step_table(params, grads, flat, extras.averages, extras.copies)
+    return table if table.numel() else None
 
 
 def _step(
@@ -295,13 +238,9 @@ def _step(
     lr: float | Tensor,
     options: dict[str, object],
     extras: StepExtras,
-    checked: bool,
 ) -> None:
     """Checks, calls and reports a step with `needed` of the lists of states."""
     num_tensors = len(params)
-    if checked and num_tensors != 0 and not torch.compiler.is_compiling():
-        _step_checked(operator, params, grads, states, steps, lr, options, extras)
-        return
     lists = {"params": list(params), "grads": list(grads)}
     lists.update((name, list(tensors)) for name, tensors in itertools.islice(states.items(), needed))
     for name, tensors in (("averages", extras.averages), ("copies", extras.copies)):
@@ -318,9 +257,9 @@ def _step(
         where = f"on {device}" if extras.found_inf is not None else f"on {device} or on the CPU"
         raise ValueError(f"steps are on {steps.device}, expected them {where}, with the params")
     for name in ("multiplier", "found_inf"):
-        _check_number(name, getattr(extras, name), device)
-    rate, lr_tensor = _number("lr", lr, device)
-    weight, weight_tensor = _number("average_weight", extras.average_weight, device)
+        check_number(name, getattr(extras, name), device)
+    rate, lr_tensor = as_number("lr", lr, device)
+    weight, weight_tensor = as_number("average_weight", extras.average_weight, device)
 
     def check() -> None:
         check_alike(num_tensors, **lists)
@@ -335,7 +274,7 @@ def _step(
     arguments += [lists.get(name, []) for name in states]
     arguments += [lists.get("averages", []), lists.get("copies", []), steps.detach()]
     options |= {
-        "workspace": _workspace(extras.workspace, device) if steps.device == device else None,
+        "workspace": workspace_on(extras.workspace, device) if steps.device == device else None,
         "multiplier": extras.multiplier,
         "found_inf": extras.found_inf,
         "lr_tensor": lr_tensor,
@@ -351,40 +290,35 @@ def _step(
     increment_versions([*everything, steps])
 
 
-def _step_checked(
+def _step_by_table(
     operator: Callable[..., None],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    states: dict[str, Sequence[Tensor]],
+    lists: int,
+    table: Tensor,
     steps: Tensor,
     lr: float | Tensor,
     options: dict[str, object],
     extras: StepExtras,
 ) -> None:
-    """Calls and reports a step that has been accepted before."""
-    device = params[0].device
-    rate, lr_tensor = _number("lr", lr, device)
-    weight, weight_tensor = _number("average_weight", extras.average_weight, device)
-    with torch.no_grad():
-        operator.default(
-            params,
-            grads,
-            *states.values(),
-            extras.averages,
-            extras.copies,
-            steps,
-            workspace=extras.workspace,
-            multiplier=extras.multiplier,
-            found_inf=extras.found_inf,
-            lr_tensor=lr_tensor,
-            average_weight_tensor=weight_tensor,
-            lr=rate,
-            average_weight=weight,
-            zero_grads=extras.zero_grads,
-            **options,
-        )
-    written = [*params, *(grads if extras.zero_grads else ()), *itertools.chain(*states.values())]
-    increment_versions([*written, *extras.averages, *extras.copies, steps])
+    """Calls a step that has been accepted before, with its `lists` of parameters, gradients and states in a table."""
+    rate, lr_tensor = (lr, None) if type(lr) is float else as_number("lr", lr, steps.device)
+    weight, weight_tensor = extras.average_weight, None
+    if type(weight) is not float:
+        weight, weight_tensor = as_number("average_weight", weight, steps.device)
+    # In the order of the schema.
+    operator.default(
+        *_NOTHING[: lists + 2],
+        steps,
+        extras.workspace,
+        extras.multiplier,
+        extras.found_inf,
+        lr_tensor,
+        weight_tensor,
+        rate,
+        weight,
+        extras.zero_grads,
+        *options.values(),
+        table,
+    )
 
 
 def _check_steps(steps: Tensor, num_tensors: int) -> None:
@@ -394,40 +328,3 @@ def _check_steps(steps: Tensor, num_tensors: int) -> None:
         raise ValueError(f"steps has shape {tuple(steps.shape)}, but params need ({num_tensors},)")
     if steps.dtype != torch.float32 or not steps.is_contiguous():
         raise TypeError(f"steps is {steps.dtype} of strides {steps.stride()}, expected contiguous float32")
-
-
-def _check_number(
-    name: str, number: Tensor | None, device: torch.device, dtype: torch.dtype | None = None
-) -> None:
-    """Refuses a tensor that is not one number on a device, of a floating-point type, or of `dtype`."""
-    if number is None:
-        return
-    if number.numel() != 1 or number.layout != torch.strided:
-        raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one number")
-    if number.device != device:
-        raise ValueError(f"{name} is on {number.device}, but the tensors on {device}")
-    if number.dtype != dtype if dtype is not None else number.dtype not in (torch.float32, torch.float64):
-        expected = "float32 or float64" if dtype is None else str(dtype).removeprefix("torch.")
-        raise TypeError(f"{name} is {str(number.dtype).removeprefix('torch.')}, expected {expected}")
-
-
-def _number(name: str, value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    """A number as such, or as a tensor that is to be read on its device."""
-    if not isinstance(value, Tensor):
-        return float(value), None
-    if value.device.type == "cpu" and (
-        device.type != "cpu" or value.dtype not in (torch.float32, torch.float64)
-    ):
-        return float(value), None
-    _check_number(name, value, device)
-    return 0.0, value.detach()
-
-
-def _workspace(workspace: Tensor | None, device: torch.device) -> Tensor | None:
-    if device.type != "cuda":
-        return None
-    if workspace is None:
-        return step_workspace(device)
-    if workspace.device != device or workspace.dtype != torch.float64 or workspace.numel() != _WORKSPACE:
-        raise ValueError("workspace does not come from step_workspace for the tensors' device")
-    return workspace

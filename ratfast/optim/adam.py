@@ -139,7 +139,7 @@ class FusedAdam(FusedOptimizer):
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
             extras=extras,
-            checked=part.accepted,
+            table=part.table,
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

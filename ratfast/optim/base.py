@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ratfast import ops
 from ratfast.errors import InputError
@@ -67,6 +69,27 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
 
     # torch.optim's interface
 
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps `step` as torch.optim does, with hooks and an entry in profiles, but only where they are asked for."""
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def wrapper(self: FusedOptimizer, *args: Any, **kwargs: Any) -> Any:
+            if (
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+                or torch.autograd._profiler_enabled()
+            ):
+                return hooked(self, *args, **kwargs)
+            result = func(self, *args, **kwargs)
+            self._optimizer_step_code()
+            return result
+
+        return wrapper
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch.optim.
 
@@ -121,17 +144,16 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
 
     def _step(self) -> None:
         plans = self._current_plans()
-        parts = [
-            (group, part) for group, plan in zip(self.param_groups, plans, strict=True) for part in plan.parts
-        ]
-        factors = self._factors([part for _, part in parts])
+        parts = [part for plan in plans for part in plan.parts]
+        factors = self._factors(parts)
         zero_grads = self._alongside.zero_grads
-        for group, part in parts:
-            self._update(group, part, self._extras(part, factors[part.device]))
-            part.done(zero_grads=zero_grads)
+        for group, plan in zip(self.param_groups, plans, strict=True):
+            for part in plan.parts:
+                self._update(group, part, self._extras(part, factors[part.device]))
+                part.done(zero_grads=zero_grads)
         self._finish_averages(plans, factors)
         if zero_grads:
-            self._note_zeros(part for _, part in parts)
+            self._note_zeros(parts)
 
     def _extras(self, part: Part, factor: Factor) -> ops.StepExtras:
         """What goes along with a part's step; nearly always the same as at its latest."""
@@ -265,12 +287,17 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
     # Inside
 
     def _kept(self, group: Mapping[str, Any]) -> Kept:
-        alongside = self._alongside
+        alongside, moments = self._alongside, self._moments(group)
         averages = alongside.swa or alongside.ema_decay is not None
-        return Kept(self._moments(group), self._counts_steps, alongside.master_weights, averages)
+        kept = self._known_kept.get((moments, averages))
+        if kept is None:
+            kept = Kept(moments, self._counts_steps, alongside.master_weights, averages)
+            self._known_kept[moments, averages] = kept
+        return kept
 
     def _forget_plans(self) -> None:
         self._plans = Plans()
+        self._known_kept: dict[tuple[tuple[str, ...], bool], Kept] = {}
         self._scaling = Scaling()
         self._mean = averaged.Mean()
         self._zeroed: dict[int, tuple[Tensor, int]] = {}  # what the step left zero, and its version then
@@ -324,14 +351,18 @@ class FusedOptimizer(GoesAlong, torch.optim.Optimizer):
         if self._alongside.max_grad_norm is None and grad_scale is None and found_inf is None:
             return {part.device: PLAIN for part in parts}
         grads: dict[torch.device, list[Tensor]] = {}
+        tables: dict[torch.device, list[Tensor]] = {}
         for part in parts:
-            grads.setdefault(part.device, []).extend(part.grads)
+            if part.table is None:
+                grads.setdefault(part.device, []).extend(part.grads)
+            else:
+                tables.setdefault(part.device, []).append(part.table)
         return self._scaling.factors(
             grads,
             grad_scale=grad_scale,
             found_inf=found_inf,
             max_norm=self._alongside.max_grad_norm,
-            checked=all(part.accepted for part in parts),
+            tables=tables,
         )
 
     def _average_weight(self, device: torch.device) -> float | Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,32 @@ class Guard(Protocol):
 
     def grads(self, params: list[Tensor]) -> list[Tensor | None] | None:
         """The gradients, None where there is none; None if anything is not as it was."""
+
+    def keep(
+        self, owner: Tensor, address: int, count: int, places: dict[int, int], states: list[Tensor]
+    ) -> None:
+        """From now on writes where gradients are into a step's table, and watches the states."""
+
+
+def keep_table(
+    guard: Guard, table: Tensor, count: int, places: Mapping[int, int], states: Sequence[Tensor]
+) -> bool:
+    """Has a guard write where gradients are into the table of a step, whenever it is asked for them.
+
+    Args:
+        guard: over the parameters.
+        table: from `ratfast.ops.step_table`.
+        count: how many tensors are stepped.
+        places: which of them is stepped with the gradient of which parameter, for those that are not pinned.
+        states: tensors in the table that have to stay where they are.
+
+    Returns:
+        Whether it does.
+    """
+    if isinstance(guard, PlainGuard):
+        return not places
+    guard.keep(table, table.data_ptr(), count, dict(places), list(states))
+    return True
 
 
 def make_guard(params: Sequence[Tensor], pinned: Sequence[bool]) -> Guard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ratfast import ops
 from ratfast.gradients import gradient_row
 from ratfast.layout import is_dense, same_order
 from ratfast.ops import StepExtras
-from ratfast.optim.guard import make_guard
+from ratfast.ops.registration import increment_versions
+from ratfast.optim.guard import Guard, keep_table, make_guard
 from ratfast.optim.runs import find_rounds, find_runs, join_states, work_strides
 from ratfast.rows import flattened
 
@@ -98,6 +101,8 @@ class Plan:
         ]
         shared = {index for part in self.parts for index in part.shared}
         self._guard = make_guard(params, [index in shared for index in range(len(params))])
+        for part in self.parts:
+            part.guard = self._guard
 
     def grads(self, params: list[Tensor]) -> list[Tensor | None] | None:
         """The gradients, if everything is as it was when the plan was made; else None.
@@ -123,7 +128,8 @@ class Part:
         averages: alike `targets`, or nothing.
         steps: (T,) float32 on the device, the steps that each target has made; counted by the operation.
         shared: indices of the parameters that are stepped in a run.
-        accepted: whether the operation has taken these tensors before.
+        guard: the plan's.
+        table: of the step, once the operation has taken these tensors; None where there is none.
         extras: what goes along, as at the latest step.
         left_zero: after a step that zeroes: the gradients, and the rows of an arena's gradients.
     """
@@ -165,12 +171,22 @@ class Part:
             if not is_dense(params[index].shape, params[index].stride())
         ]
         # A row's version counter is that of its first parameter.
-        self._followers = [params[index] for run in runs for index in run[1:]]
+        followers = [params[index] for run in runs for index in run[1:]]
+        states = [*itertools.chain(*self.moments.values()), *self.averages]
+        if self._mastered:
+            states += self.targets
+        # Tensors that autograd is told were overwritten. That takes the lock of Python for each that nothing but
+        # Python holds; of a view, torch holds the base. It also keeps the memory, whatever becomes of the states.
+        self._written = [*(self.copies or self.targets), *followers, *states, self.steps]
+        with torch.no_grad():
+            self._held = [state.view_as(state) for state in states]
         self._narrow = [params[index] for run in runs for index in run] if self._mastered else []
         whole = [_whole(grads[index]) for index in self.shared]
         self._whole_rows = list({id(grad): grad for grad in whole}.values())
         self.left_zero: list[Tensor] = []
-        self.accepted = False
+        self.table: Tensor | None = None
+        self.guard: Guard | None = None
+        self._tabled = False
         self.extras: StepExtras | None = None
         self.grads: list[Tensor] = list(self._rows)
         self._replaced: list[Tensor] = []
@@ -229,23 +245,37 @@ class Part:
 
     def done(self, *, zero_grads: bool) -> None:
         """Takes note of the step: brings dense copies back, and tells autograd what was overwritten."""
+        written = self._written
         weights = self.copies if self._mastered else self.targets
         for place, param in self._scattered:
             param.copy_(weights[place])
             weights[place] = param
-        self.accepted = True
+        if not self._tabled:
+            self._tabled = True
+            self._make_table()
         if zero_grads:
             if self._replaced:
                 torch._foreach_zero_(self._replaced)
-            replacements = {place for place, _, strides in self._singles if strides is not None}
-            own = [self.grads[place] for place, *_ in self._singles if place not in replacements]
+            own = [self.grads[place] for place, _, strides in self._singles if strides is None]
             self.left_zero = [*self._whole_rows, *own, *self._replaced]
+            written = [*written, *self.left_zero]
         if self._singles:  # gradients are the user's to free
             self.grads = list(self._rows)
             self._replaced = []
-        if self._followers:
-            torch.autograd.graph.increment_version(self._followers)
+        increment_versions(written)
         self._note_versions()
+
+    def _make_table(self) -> None:
+        """Makes the table, where nothing has to be copied before or after a step."""
+        if self._scattered or self._replaced or self.steps.device.type not in ("cpu", "cuda"):
+            return
+        extras = StepExtras(averages=self.averages, copies=self.copies)
+        table = ops.step_table(self.targets, self.grads, list(self.moments.values()), extras)
+        places = {index: place for place, index, _ in self._singles}
+        kept = [*self.moments.values(), self.averages, self.targets if self._mastered else []]
+        states = [tensors[place] for tensors in kept if tensors for place in places.values()]
+        if table is not None and keep_table(self.guard, table, len(self.targets), places, states):
+            self.table = table
 
     def _note_versions(self) -> None:
         self._version = self.steps._version

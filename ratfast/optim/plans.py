@@ -44,7 +44,7 @@ class Plans:
         Args:
             groups: the optimizer's.
             state: the optimizer's, created where missing.
-            kept_of: what the optimizer keeps in a group.
+            kept_of: what the optimizer keeps in a group; the same object for the same.
             capturing: whether a CUDA graph is being captured, in which no plan can be made.
 
         Raises:
@@ -55,7 +55,7 @@ class Plans:
         grads: list[list[Tensor | None]] = []
         for number, group in enumerate(groups):
             plan = self._plans[number] if holding and number < len(self._plans) else None
-            if plan is not None and plan.kept != kept_of(group):
+            if plan is not None and plan.kept is not kept_of(group):
                 plan = None
             found = None if plan is None else plan.grads(group["params"])
             plans.append(None if found is None else plan)

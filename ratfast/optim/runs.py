@@ -123,6 +123,15 @@ def join_states(
         joined = values[0] if len(values) == 1 else flattened(values)
         if joined is not None:
             return joined
+    if len(params) == 1:  # no view, so that it can be replaced and freed by itself
+        param, value = params[0], values[0]
+        alone = torch.empty_strided(param.shape, strides[0], dtype=dtype, device=param.device)
+        if value is None and start is None:
+            alone.zero_()
+        else:
+            alone.copy_(start(param) if value is None else value)
+        states[0][key] = alone
+        return alone
     size = sum(param.numel() for param in params)
     row = torch.zeros(size, dtype=dtype, device=params[0].device)
     offset = 0
@@ -134,4 +143,4 @@ def join_states(
             view.copy_(start(param))
         state[key] = view
         offset += param.numel()
-    return states[0][key] if len(params) == 1 else row
+    return row

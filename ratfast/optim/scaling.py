@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -63,33 +64,34 @@ class Scaling:
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         max_norm: float | None,
-        checked: bool = False,
+        tables: Mapping[torch.device, Sequence[Tensor]] = MappingProxyType({}),
     ) -> dict[torch.device, Factor]:
         """What the steps on each device need.
 
         The norm is taken where there is something to clip, or a scale that nobody has checked the gradients for.
 
         Args:
-            grads: all gradients by device.
+            grads: gradients by device.
             grad_scale: what the loss was multiplied by.
             found_inf: whether a GradScaler found gradients that are not finite; None if it did not look.
             max_norm: of all gradients together.
-            checked: gradients like these have been accepted before.
+            tables: by device, of steps: their gradients.
         """
         if max_norm is None and (grad_scale is None or found_inf is not None):
-            return {device: _given(device, grad_scale, found_inf) for device in grads}
+            return {device: _given(device, grad_scale, found_inf) for device in (*grads, *tables)}
         results = {}
-        for device, tensors in grads.items():
+        devices = dict.fromkeys((*grads, *tables))
+        for device in devices:
             numbers = results[device] = self._on(device)
             ops.gradient_norm_(
-                tensors,
+                grads.get(device, ()),
                 numbers.norm,
                 numbers.multiplier,
                 numbers.found_inf,
                 grad_scale=None if grad_scale is None else grad_scale.to(device),
-                max_norm=math.inf if max_norm is None or len(grads) > 1 else max_norm,
+                max_norm=math.inf if max_norm is None or len(devices) > 1 else max_norm,
                 workspace=numbers.workspace,
-                checked=checked,
+                tables=tables.get(device, ()),
             )
         if results:
             self.norm = next(iter(results.values())).norm

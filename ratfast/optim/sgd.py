@@ -101,7 +101,7 @@ class FusedSGD(FusedOptimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             extras=extras,
-            checked=part.accepted,
+            table=part.table,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ dense tensors. Nothing here checks them.
 """
 
 from ratfast.reference.averaging import combine_, gram, kth_magnitudes, mix_, uniforms
-from ratfast.reference.steps import adam_step_, gradient_norm_, sgd_step_
+from ratfast.reference.steps import adam_step_, gradient_norm_, sgd_step_, step_table
 
 __all__ = [
     "adam_step_",
@@ -15,5 +15,6 @@ __all__ = [
     "kth_magnitudes",
     "mix_",
     "sgd_step_",
+    "step_table",
     "uniforms",
 ]

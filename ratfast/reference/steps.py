@@ -34,6 +34,7 @@ def adam_step_(
     decoupled: bool,
     amsgrad: bool,
     maximize: bool,
+    table: None = None,
     **extras: object,
 ) -> None:
     """One step of Adam; arguments as in `ratfast.ops.adam_step_`."""
@@ -69,6 +70,7 @@ def sgd_step_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    table: None = None,
     **extras: object,
 ) -> None:
     """One step of stochastic gradient descent; arguments as in `ratfast.ops.sgd_step_`."""
@@ -137,6 +139,7 @@ def gradient_norm_(
     workspace: Tensor | None = None,
     grad_scale: Tensor | None = None,
     max_norm: float,
+    tables: None = None,
 ) -> None:
     """The gradients' norm, and what unscales and clips them; arguments as in `ratfast.ops.gradient_norm_`."""
     total = torch.zeros((), dtype=torch.float64, device=norm.device)
@@ -148,3 +151,14 @@ def gradient_norm_(
     norm.fill_(length)
     multiplier.fill_(clip * inverse)
     found_inf.fill_((~length.isfinite()).to(torch.float32))
+
+
+def step_table(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    averages: list[Tensor],
+    copies: list[Tensor],
+) -> Tensor:
+    """No table, of no bytes: here lists are stepped tensor by tensor."""
+    return torch.empty(0, dtype=torch.uint8)

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ratfast.errors import InputError
 from ratfast.optim import FusedAdam, FusedAdamW
@@ -113,6 +114,22 @@ def test_hooks_run_in_order():
     assert [name for name, _ in calls] == ["pre", "post"]
     assert calls[0][1] == 0.0
     assert calls[1][1] != 0.0
+
+
+def test_hooks_of_all_optimizers_and_profiles_see_a_step():
+    model, _ = pair_of_models()
+    optimizer, seen = FusedAdamW(model.parameters()), []
+    handle = register_optimizer_step_post_hook(lambda *args: seen.append(args[0]))
+    try:
+        train_step(model, optimizer, 0)
+    finally:
+        handle.remove()
+    train_step(model, optimizer, 1)
+    assert seen == [optimizer]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train_step(model, optimizer, 2)
+    names = {event.name for event in profile.events()}
+    assert {"Optimizer.step#FusedAdamW.step", "ratfast::adam_step_"} <= names
 
 
 def test_parameters_without_gradient_are_skipped():
