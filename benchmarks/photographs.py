@@ -1,4 +1,4 @@
-"""Data sets of real photographs for benchmarks: three domains of JPEG files of one size."""
+"""Data sets of real photographs for benchmarks: some domains of JPEG files of one size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def photographs() -> list[Image.Image]:
     return found
 
 
-def write_dataset(root: Path, width: int, height: int, count: int) -> Path:
+def write_dataset(root: Path, width: int, height: int, count: int, domains: int = 3) -> Path:
     """Writes `root/domain?/class?/N.jpg`, `count` files of quality 90 cut from the photographs."""
     sources, rng = photographs(), np.random.default_rng(0)
     for number in range(count):
@@ -38,7 +38,7 @@ def write_dataset(root: Path, width: int, height: int, count: int) -> Path:
         size = (round(image.width * factor) + 1, round(image.height * factor) + 1)
         image = image.resize(size, Image.Resampling.BICUBIC)
         left, top = rng.integers(0, size[0] - width + 1), rng.integers(0, size[1] - height + 1)
-        path = root / f"domain{number % 3}" / f"class{number % 7}" / f"{number}.jpg"
+        path = root / f"domain{number % domains}" / f"class{number % 7}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.crop((left, top, left + width, top + height)).save(path, quality=90)
     return root

@@ -56,13 +56,14 @@ def run(command: Sequence[str], sampling: float | None = None) -> dict[str, floa
         sampling: seconds between two samples of its memory; by default none is taken.
 
     Returns:
-        `seconds` from start to exit, and with sampling `peak_private_mib` and `peak_resident_mib`.
+        `seconds` from start to exit, and with sampling `peak_private_mib`, `peak_resident_mib`, `peak_processes` and
+        `peak_threads`.
 
     Raises:
         RuntimeError: it failed.
     """
     log = os.memfd_create("log")
-    private = resident = 0
+    private = resident = processes = threads = 0
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
@@ -73,7 +74,10 @@ def run(command: Sequence[str], sampling: float | None = None) -> dict[str, floa
                 ended, status = os.waitpid(process.pid, os.WNOHANG)
                 if ended:
                     break
-                sizes = [memory_kib(pid) for pid in family(process.pid)]
+                pids = family(process.pid)
+                processes = max(processes, len(pids))
+                threads = max(threads, sum(map(count_threads, pids)))
+                sizes = [memory_kib(pid) for pid in pids]
                 private = max(private, sum(size[0] for size in sizes))
                 resident = max(resident, sum(size[1] for size in sizes))
                 time.sleep(sampling)
@@ -91,6 +95,7 @@ def run(command: Sequence[str], sampling: float | None = None) -> dict[str, floa
     if sampling is not None:
         found["peak_private_mib"] = round(private / 1024, 1)
         found["peak_resident_mib"] = round(resident / 1024, 1)
+        found |= {"peak_processes": processes, "peak_threads": threads}
     return found
 
 
@@ -102,6 +107,14 @@ def family(pid: int) -> list[int]:
             for child in task.read_text().split():
                 found += family(int(child))
     return found
+
+
+def count_threads(pid: int) -> int:
+    """Threads of a process; 0 once it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def memory_kib(pid: int) -> tuple[int, int]:

@@ -173,6 +173,12 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             the one that runs on it, "host:port" or "ray://host:port". Its machines must all see the folders of this
             recipe under the same names.
         snapshot_seconds: time between two states of a training that are kept for the case that it dies, in seconds.
+        fold_batch_norm: "on" trains with batch normalisation folded into the convolutions anew at each update
+            (`ratfast.models.folding`): the same function and gradients in fewer passes over memory; "off" keeps its
+            passes; "auto" is "on", but "off" under the official protocol, whose roundings it keeps. Evaluations always
+            fold.
+        cuda_graph: on CUDA, "auto" captures an update into a CUDA graph and replays it; where that fails, updates are
+            made one operation at a time, as with "off", and the output says so (time alone).
     """
 
     rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
@@ -193,6 +199,8 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retries: Annotated[int, Meta(ge=0, le=1000)] = 1
     ray: _Text | None = None
     snapshot_seconds: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
+    fold_batch_norm: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto", "off"] = "auto"
 
 
 class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,6 +261,13 @@ class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"train.probe_steps is {self.train.probe_steps}, expected fewer than train.steps "
                 f"({steps}), of which they are part"
             )
+
+    @property
+    def folds_batch_norm(self) -> bool:
+        """Whether trainings fold: `train.fold_batch_norm`, settled."""
+        if self.train.fold_batch_norm == "auto":
+            return self.protocol.name != "official"
+        return self.train.fold_batch_norm == "on"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and key, in this module's order, without what is unset."""

@@ -123,6 +123,9 @@ class DecodedImages:
         Raises:
             InputError: an image cannot be decoded; names it.
         """
+        if not len(self):
+            yield self._room(0).permute(0, 3, 1, 2)  # as torch splits an empty tensor
+            return
         cuts = [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         if sum(len(images) for _, images, _ in self._places) == len(self):
             yield from (self._batch(cut, None) for cut in cuts)
@@ -140,9 +143,7 @@ class DecodedImages:
 
     def tensor(self) -> torch.Tensor:
         """All images at once, (N, 3, S, S)."""
-        if not len(self):
-            return self._room(0).permute(0, 3, 1, 2)
-        return next(self.split(len(self)))
+        return next(self.split(max(1, len(self))))
 
     def _batch(self, cut: slice, opened: Backend | None) -> torch.Tensor:
         start, stop = cut.start, cut.stop

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ratfast.models.folding import find_pairs
 from ratfast.models.registry import Normalisation
 
 
@@ -37,6 +40,11 @@ class Featurizer(nn.Module):
             Float (B, D).
         """
         return self.network(images)
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Its convolutions with the normalisation after each, for `ratfast.models.folding`; found out once."""
+        return find_pairs(self)
 
     def train(self, mode: bool = True) -> Featurizer:
         """Sets the mode of every layer except batch normalisation, which stays in evaluation mode."""

@@ -19,12 +19,14 @@ from torch import Tensor
 from ratfast import checkpoints, models
 from ratfast.averaging import Pool, average_files, greedy_soup
 from ratfast.train import records
+from ratfast.train.contest import Contest
 from ratfast.train.context import Context
+from ratfast.train.evaluation import correct_mask, evaluating
 from ratfast.train.job import HeldOut
 from ratfast.train.plan import Average, Job, Plan
 from ratfast.train.start import network_of
 from ratfast.train.state import average_file, read_run
-from ratfast.train.validation import Validator
+from ratfast.train.validation import PlainImages, Split, Validator
 
 
 class Judge:
@@ -48,10 +50,21 @@ class Judge:
         )
 
     @cached_property
-    def _validator(self) -> Validator:
+    def _splits(self) -> dict[Split, PlainImages]:
         job = self._job
-        splits = self._context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
-        return Validator(self._model, splits, self._context.precision, job.test_env)
+        return self._context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
+
+    @cached_property
+    def _validator(self) -> Validator:
+        return Validator(self._model, self._splits, self._context.precision, self._job.test_env)
+
+    @cached_property
+    def _batches(self) -> list[PlainImages]:
+        return [batch for split in self._splits.values() for batch in split.batches()]
+
+    @cached_property
+    def _contest(self) -> Contest:
+        return Contest([len(batch.labels) for batch in self._batches])
 
     def load(self, weights: dict[str, Tensor]) -> models.Classifier:
         """The network with these weights."""
@@ -59,11 +72,18 @@ class Judge:
         return self._model
 
     def pooled(self, weights: dict[str, Tensor]) -> float:
-        """Accuracy over all validation images together: what the official greedy selection accepts by."""
-        self.load(weights)
-        scores = self._validator.scores().values()
-        # From whole numbers, so that soups that are equally good compare equal.
-        return sum(score.correct for score in scores) / sum(score.images for score in scores)
+        """Accuracy over all validation images together: what the official greedy selection accepts by.
+
+        Of weights that cannot equal the best so far it is known only that they do not, and what is returned is less.
+        """
+        model, precision = self.load(weights).eval(), self._context.precision
+
+        def correct(number: int) -> int:
+            batch = self._batches[number]
+            return int(correct_mask(model, batch.images, batch.labels, precision).sum())
+
+        with evaluating(model, self._context.device, precision):
+            return self._contest.score(correct)
 
     def record(self, weights: dict[str, Tensor]) -> dict[str, Any]:
         """`val` (mean over training domains), `test` (all of the held-out domain), and the `row` they are from."""
@@ -71,6 +91,12 @@ class Judge:
         held_out = HeldOut(self._job, self._context)
         row = {**self._validator(), **held_out.row(model)}
         return {"val": row["val"], **held_out.tested(row, single=False), "row": row}
+
+    def effort(self) -> dict[str, int]:
+        """How many images all calls of `pooled` evaluated, and how many they did not have to; empty without calls."""
+        if "_contest" not in vars(self):
+            return {}
+        return {"evaluated_images": self._contest.evaluated, "spared_images": self._contest.spared}
 
 
 def make_average(average: Average, context: Context) -> None:
@@ -82,6 +108,7 @@ def make_average(average: Average, context: Context) -> None:
     path.parent.mkdir(exist_ok=True)
     average_files([_checkpoint(job, context) for job in chosen], path, method=average.method)
     record: dict[str, Any] = judge.record(checkpoints.load(path))
+    record |= judge.effort() if average.greedy else {}
     record["members"] = [job.name for job in chosen]
     record["seconds"] = time.perf_counter() - started
     records.write_json(path.with_suffix(".json"), record)

@@ -1,8 +1,13 @@
-"""Accuracy on decoded images: the one place where it is computed, for training, averages and `ratfast evaluate`."""
+"""Accuracy on decoded images: the one place where it is computed, for training, averages and `ratfast evaluate`.
+
+Batch normalisation is folded into the convolutions, once for an evaluation: alike everywhere, so that a network has
+one accuracy wherever it is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +15,7 @@ from torch import Tensor
 from ratfast.data import DecodedImages
 from ratfast.image_ops import normalise_images_, scale_and_shift
 from ratfast.models import Classifier
+from ratfast.models.folding import folded_once
 
 BATCH_SIZE = 128
 """Images per forward pass. Fixed: another size may take other kernels, whose rounding can flip a prediction."""
@@ -49,7 +55,14 @@ def input_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: Classifier, device: torch.device, precision: str) -> Iterator[None]:
+    """A block in which features are computed for an evaluation; weights must not change within."""
+    featurizer = model.featurizer
+    with torch.no_grad(), autocast(device, precision), folded_once(featurizer, featurizer.pairs):
+        yield
+
+
 def extract_features(
     model: Classifier,
     images: Tensor | DecodedImages,
@@ -69,7 +82,7 @@ def extract_features(
     """
     features = []
     device = next(model.parameters()).device
-    with autocast(device, precision):
+    with evaluating(model, device, precision):
         room = None  # of the first batch, for all: the page faults of new memory cost more than filling it
         for number, batch in enumerate(images.split(BATCH_SIZE), 1):
             batch = normalised(batch.to(device), model, input_dtype(precision), room)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ratfast.arena import Arena
 from ratfast.averaging.along import AlongRun
@@ -18,7 +18,10 @@ from ratfast.models import Classifier
 from ratfast.optim import FusedAdam
 from ratfast.train.evaluation import autocast
 from ratfast.train.interruption import Interruptions
+from ratfast.train.loss import RunningLoss
 from ratfast.train.snapshot import Snapshot, Snapshots, random_states, restore_random_states
+from ratfast.train.step import EagerStep, GraphedStep, Step, full_loss, head_loss
+from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
 
 
@@ -34,6 +37,7 @@ class Schedule:
         weight_decay: L2, added to the gradient (Adam, not AdamW).
         precision: `"float32"` or `"bfloat16"` (autocast; weights and optimizer state stay float32).
         head_graph_only: no gradients are computed for the backbone while the head alone is trained.
+        cuda_graph: on CUDA, updates are captured into a graph and replayed.
     """
 
     steps: int
@@ -43,6 +47,7 @@ class Schedule:
     weight_decay: float
     precision: str
     head_graph_only: bool = True
+    cuda_graph: bool = False
 
 
 class Batches(Protocol):
@@ -69,17 +74,6 @@ class Fitted:
     best_row: dict[str, Any] = field(default_factory=dict)
 
 
-def _head_loss(model: Classifier, batch: Batch) -> Tensor:
-    # Without a graph through the backbone: a third of the work of differentiating it and throwing that away.
-    with torch.no_grad():
-        features = model.features(batch.images)
-    return F.cross_entropy(model.head(features), batch.labels)
-
-
-def _full_loss(model: Classifier, batch: Batch) -> Tensor:
-    return F.cross_entropy(model(batch.images), batch.labels)
-
-
 class Training:
     """A training and how far it has come.
 
@@ -89,6 +83,8 @@ class Training:
         validator: evaluates the model.
         schedule: how long and how fast.
         along: averages that see the model after each update.
+        stopwatch: counts images and time.
+        say: told, in a sentence, what is out of the ordinary.
 
     Attributes:
         updates: how many have been made.
@@ -102,6 +98,8 @@ class Training:
         validator: Validator,
         schedule: Schedule,
         along: Mapping[str, AlongRun] | None = None,
+        stopwatch: Stopwatch | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ):
         self.updates = 0
         self.fitted = Fitted()
@@ -111,8 +109,11 @@ class Training:
         self._schedule = schedule
         self._along = dict(along or {})
         self._noted = 0  # updates after which evaluations and averages have been made
-        self._loss_sum, self._loss_count = torch.zeros((), device=arena.device), 0
+        self._loss = RunningLoss(arena.device)
         self._optimizer: FusedAdam | None = None
+        self._step: Step | None = None
+        self._stopwatch = stopwatch or Stopwatch()
+        self._say = say
         self._random = random_states(arena.device)  # as it was after the last update
 
     def run(
@@ -138,24 +139,32 @@ class Training:
         """
         self._arena.zero_grad()
         self._model.train()
+        self._stopwatch.training_begins()
         with Interruptions() as interruptions:
             try:
                 self._note(interruptions, on_evaluation)
                 steps = range(self.updates, self._schedule.steps)
                 for step, batch in zip(steps, batches.batches(steps.start, steps.stop), strict=False):
                     self._update(step, batch, interruptions)
+                    self._stopwatch.images += len(batch.labels)
                     on_step(len(batch.labels))
                     self._note(interruptions, on_evaluation)
+                    if not self._loss.seems_finite():
+                        self._refuse_loss()
                     if snapshots is not None and snapshots.due():
+                        if not self._loss.is_finite():
+                            self._refuse_loss()
                         snapshots.save(self.snapshot())
             except Exception:
                 raise
             except BaseException:  # the user or the system wants the process to end
-                if snapshots is not None:
+                if snapshots is not None and self._loss.is_finite():
                     with interruptions.held():
                         snapshots.save(self.snapshot())
                         snapshots.wait()
                 raise
+            finally:
+                self._step = None  # it refers to this object, and may hold a CUDA graph
         return self.fitted
 
     def snapshot(self) -> Snapshot:
@@ -163,8 +172,8 @@ class Training:
         rows = self.fitted.rows
         best = next((i for i, row in enumerate(rows) if row is self.fitted.best_row), None)
         values: dict[str, Any] = {"updates": self.updates, "noted": self._noted, "rows": rows, "best": best}
-        tensors = {"model": self._arena.row, "loss_sum": self._loss_sum, **self._random}
-        values["loss_count"] = self._loss_count
+        values |= {"loss_count": self._loss.count, "spent": self._stopwatch.state()}
+        tensors = {"model": self._arena.row, "loss_sum": self._loss.sum, **self._random}
         if self.fitted.best is not None:
             tensors["best"] = self.fitted.best
         if self._optimizer is not None:
@@ -181,8 +190,9 @@ class Training:
         values, tensors = snapshot.values, snapshot.tensors
         self.updates, self._noted = values["updates"], values["noted"]
         self._arena.restore(tensors["model"])
-        self._loss_sum.copy_(tensors["loss_sum"])
-        self._loss_count = values["loss_count"]
+        self._loss.sum.copy_(tensors["loss_sum"])
+        self._loss.count = values["loss_count"]
+        self._stopwatch.restore(values["spent"])
         self._random = {name: tensors[name] for name in self._random}
         restore_random_states(self._random, self._arena.device)
         self.fitted.rows[:] = values["rows"]
@@ -200,16 +210,13 @@ class Training:
         if step in (0, self._schedule.probe_steps):
             # A new Adam at the end of the probe, as in the official release; it finds no gradients of before.
             self._arena.zero_grad()
-            self._optimizer = self._new_optimizer(step)
-        head_only = self._probing(step) and self._schedule.head_graph_only
-        with autocast(self._arena.device, self._schedule.precision):
-            loss = (_head_loss if head_only else _full_loss)(self._model, batch)
-        loss.backward()
+            self._optimizer, self._step = self._new_optimizer(step), None
+        if self._step is None:
+            self._step = self._new_step(self._probing(step))
+        self._step.prepare(batch)
         with interruptions.held():
-            assert self._optimizer is not None
-            self._optimizer.step()  # which leaves the gradients zero
-            self._loss_sum += loss.detach()
-            self._loss_count += 1
+            self._step.apply()
+            self._loss.count += 1
             self._random = random_states(self._arena.device)
             self.updates = step + 1
 
@@ -220,37 +227,50 @@ class Training:
         step, schedule = self.updates - 1, self._schedule
         row = None
         if step % schedule.eval_every == 0 or step == schedule.steps - 1:
-            row = {"step": step, "loss": self._mean_loss()}
+            row = {"step": step, "loss": self._loss.mean()}
+            if not math.isfinite(row["loss"]):
+                self._refuse_loss()
             row |= self._validator(frozen=self._probing(step), step=step)
         with interruptions.held():
             if row is not None:
                 self.fitted.rows.append(row)
                 if self.fitted.best is None or row["val"] > self.fitted.best_row["val"]:
                     self.fitted.best, self.fitted.best_row = self._arena.row_copy(), row
-                self._loss_sum.zero_()
-                self._loss_count = 0
+                self._loss.clear()
             for average in self._along.values():
                 average.update(self._model, step=step, val_loss=row["val_loss"] if row else None)
             self._noted = self.updates
         if row is not None:
             on_evaluation(row["val"])
 
-    def _mean_loss(self) -> float:
-        mean_loss = float(self._loss_sum) / self._loss_count
-        if not torch.isfinite(self._loss_sum):
-            raise InputError(
-                f"the loss is {mean_loss} after update {self.updates}, expected a finite number: lower "
-                f"hparams.lr or train.lr_scale (the learning rate was {self._schedule.lr:g})"
-            )
-        return mean_loss
+    def _refuse_loss(self) -> NoReturn:
+        raise InputError(
+            f"the loss is {self._loss.mean()} after update {self.updates}, expected a finite number: lower "
+            f"hparams.lr or train.lr_scale (the learning rate was {self._schedule.lr:g})"
+        )
 
     def _probing(self, step: int) -> bool:
         return step < self._schedule.probe_steps
 
     def _new_optimizer(self, step: int) -> FusedAdam:
         parameters = (self._model.classifier if self._probing(step) else self._model).parameters()
-        schedule = self._schedule
-        return FusedAdam(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, zero_grads=True)
+        options = {"lr": self._schedule.lr, "weight_decay": self._schedule.weight_decay}
+        return FusedAdam(parameters, **options, zero_grads=True, capturable=self._graphed)
+
+    def _new_step(self, probing: bool) -> Step:
+        loss_of = head_loss if probing and self._schedule.head_graph_only else full_loss
+
+        def compute(batch: Batch) -> Tensor:
+            with autocast(self._arena.device, self._schedule.precision):
+                return loss_of(self._model, batch)
+
+        assert self._optimizer is not None
+        step = EagerStep(compute, self._optimizer, self._loss.sum)
+        return GraphedStep(step, self._say) if self._graphed else step
+
+    @property
+    def _graphed(self) -> bool:
+        return self._schedule.cuda_graph and self._arena.device.type == "cuda"
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = [param for group in self._optimizer.param_groups for param in group["params"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ratfast import checkpoints, models, protocol
+from ratfast import models, protocol
 from ratfast.arena import Arena
 from ratfast.averaging.along import AlongRun
 from ratfast.config import Recipe
+from ratfast.models.folding import fold_batch_norm, worth_folding
 from ratfast.train import records
 from ratfast.train.context import Context
 from ratfast.train.evaluation import correct_mask, input_dtype
@@ -25,7 +25,9 @@ from ratfast.train.rows import start_along
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
 from ratfast.train.state import snapshot_file
+from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
+from ratfast.train.writer import Writer
 from ratfast.version import __version__
 
 
@@ -47,7 +49,7 @@ def run_job(job: Job, context: Context) -> None:
     Raises:
         InputError: starting weights do not fit, an image cannot be decoded, or the loss stopped being finite.
     """
-    started = time.perf_counter()
+    stopwatch = Stopwatch()
     recipe, tasks = context.recipe, context.tasks
     switches = recipe.protocol.settled()
     torch.manual_seed(job.run_seed)  # the new head, and dropout
@@ -62,24 +64,33 @@ def run_job(job: Job, context: Context) -> None:
         weight_decay=hparams["weight_decay"],
         precision=context.precision,
         head_graph_only=switches.probe_gradients == "head",
+        cuda_graph=recipe.train.cuda_graph == "auto",
     )
     progress = context.display.begin(job.name, job.steps)
+
+    def say(line: str) -> None:
+        context.display.say(f"{job.name}: {line}")
+
     batch_size = recipe.train.batch_size
     dtype = input_dtype(context.precision)
     along = {name: start_along(name, job.steps) for name in job.along}
     data_of = (job.dataset, job.test_env, job.trial_seed)
     with ExitStack() as open_files:
+        if recipe.folds_batch_norm:
+            _fold(model, job, context)
+            open_files.callback(models.unfold_batch_norm, model)  # folded layers refer to themselves
         loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
         splits = tasks.evaluations(*data_of, loader, job.run_seed)
         validator = Validator(model, splits, context.precision, job.test_env)
-        training = Training(model, arena, validator, schedule, along)
+        training = Training(model, arena, validator, schedule, along, stopwatch, say)
         snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams))
         earlier = snapshots.load()
         if earlier is not None:
             training.restore(earlier)
             progress.skip(training.updates)
-            context.display.say(f"{job.name}: goes on after update {training.updates}")
+            say(f"goes on after update {training.updates}")
         fitted = training.run(loader, progress.step, progress.evaluated, snapshots)
+    speed = stopwatch.images / max(stopwatch.training_seconds, 1e-9)
 
     held_out = HeldOut(job, context) if job.test_env is not None and job.stage != "probe" else None
     last = fitted.rows[-1]
@@ -96,7 +107,6 @@ def run_job(job: Job, context: Context) -> None:
         tested = held_out.tested(chosen, single=True)
     elif chosen is not last:
         arena.restore(fitted.best)
-    seconds = snapshots.earlier_seconds + time.perf_counter() - started
     record = {
         "stage": job.stage,
         "name": job.name,
@@ -111,18 +121,27 @@ def run_job(job: Job, context: Context) -> None:
         "val": chosen["val"],
         **tested,
     }
-    with records.new_run(context.output / job.name) as folder:
+    with records.new_run(context.output / job.name) as folder, Writer() as writer:
         records.write_rows(folder, domainbed_rows(fitted.rows, job, hparams, context))
         metadata = {"kind": "member", "model": models.describe(model), "run": record}
-        checkpoints.save(model.state_dict(), folder / records.CHECKPOINT, metadata=metadata)
+        writer.save(model.state_dict(), folder / records.CHECKPOINT, metadata)
         if along:
-            record["along"] = _along_records(along, model, job, context, held_out, folder)
-        timing = {"seconds": seconds, "images_per_second": progress.images_per_second}
+            record["along"] = _along_records(along, model, job, context, held_out, folder, writer)
+        timing = {"seconds": stopwatch.seconds, "images_per_second": speed}
         records.write_json(folder / records.RUN, {**record, **timing})
     snapshots.forget()
-    line = f"{job.name}: from {job.start}, {progress.images_per_second:.0f} img/s, val {chosen['val']:.4f}"
     progress.end()
-    context.display.say(f"{line}, {seconds:.0f} s")
+    say(f"from {job.start}, {speed:.0f} img/s, val {chosen['val']:.4f}, {stopwatch.seconds:.0f} s")
+
+
+def _fold(model: models.Classifier, job: Job, context: Context) -> None:
+    """Folds normalisations where that saves traffic in this run."""
+    size = model.image_size
+    example = torch.zeros(1, 3, size, size, device=context.device)
+    domains = context.tasks.training_domains(job.dataset, job.test_env)
+    batch = context.recipe.train.batch_size * len(domains)
+    featurizer = model.featurizer
+    fold_batch_norm(featurizer, worth_folding(featurizer, featurizer.pairs, example, batch))
 
 
 def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
@@ -132,6 +151,7 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "schedule": asdict(schedule),
         "hparams": dict(hparams),
         "backbone": context.recipe.model.backbone,
+        "folds_batch_norm": context.recipe.folds_batch_norm,
         "version": __version__,
     }
     return Snapshots(snapshot_file(job, context.output), identity, context.recipe.train.snapshot_seconds)
@@ -200,8 +220,9 @@ def _along_records(
     context: Context,
     held_out: HeldOut,
     folder: Path,
+    writer: Writer,
 ) -> dict[str, Any]:
-    """Saves the averages along a run and says how good they are; the model is left as the last of them."""
+    """Begins to save the averages along a run and says how good they are; the model is left as the last of them."""
     found = {}
     splits = context.tasks.validation(job.dataset, job.test_env, job.trial_seed)
     validator = Validator(model, splits, context.precision, job.test_env)
@@ -218,5 +239,5 @@ def _along_records(
             "run": job.name,
             **note,
         }
-        checkpoints.save(model.state_dict(), folder / f"{name}.safetensors", metadata=metadata)
+        writer.save(model.state_dict(), folder / f"{name}.safetensors", metadata)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ratfast import checkpoints
 from ratfast.errors import InputError
+from ratfast.train.writer import Writer
 
 _KIND = "snapshot"
 
@@ -42,9 +42,6 @@ class Snapshots:
         identity: JSON-able; says which training it is, so that a file of another one is not continued.
         interval: seconds between snapshots.
         clock: seconds, as `time.monotonic`.
-
-    Attributes:
-        earlier_seconds: what the processes before spent on the training, up to the snapshot that was loaded.
     """
 
     def __init__(
@@ -58,10 +55,8 @@ class Snapshots:
         self._identity = json.loads(json.dumps(identity))  # as a file gives it back
         self._interval = interval
         self._clock = clock
-        self._began = self._last = clock()
-        self.earlier_seconds = 0.0
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ratfast-snapshot")
-        self._writing: Future[None] | None = None
+        self._last = clock()
+        self._writer = Writer()
 
     def load(self) -> Snapshot | None:
         """The last snapshot of this training; None if there is no file, or a damaged one, or another training's."""
@@ -71,9 +66,7 @@ class Snapshots:
             metadata = checkpoints.read_metadata(self._path)
             if metadata.get("kind") != _KIND or metadata.get("identity") != self._identity:
                 return None
-            snapshot = Snapshot(metadata["values"], checkpoints.load(self._path))
-            self.earlier_seconds = float(metadata["seconds"])
-            return snapshot
+            return Snapshot(metadata["values"], checkpoints.load(self._path))
         except InputError:
             return None
 
@@ -87,12 +80,9 @@ class Snapshots:
         Raises:
             OSError: the snapshot before could not be written, such as on a full disk; the one before that is kept.
         """
-        self.wait()
-        tensors = {name: _copy(tensor) for name, tensor in snapshot.tensors.items()}
-        seconds = self.earlier_seconds + self._clock() - self._began
-        metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values, "seconds": seconds}
+        metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writing = self._writer.submit(checkpoints.save, tensors, self._path, metadata)
+        self._writer.save(snapshot.tensors, self._path, metadata)
         self._last = self._clock()
 
     def wait(self) -> None:
@@ -101,9 +91,7 @@ class Snapshots:
         Raises:
             OSError: it could not be written.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        self._writer.wait()
 
     def forget(self) -> None:
         """Removes the file: the training has ended."""
@@ -114,10 +102,7 @@ class Snapshots:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._writer.shutdown()
+        self._writer.__exit__(*error)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
@@ -133,8 +118,3 @@ def restore_random_states(states: Mapping[str, Tensor], device: torch.device) ->
     torch.set_rng_state(states["random_cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["random_cuda"], device)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    detached = tensor.detach()
-    return detached.clone() if detached.device.type == "cpu" else detached.to("cpu")

@@ -148,7 +148,7 @@ class Tasks:
             threads=self._data.decode_threads,
         )
 
-    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, Images]:
+    def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, PlainImages]:
         """The held-out halves of the training domains."""
         return {
             (domain, "out"): PlainImages(
@@ -164,7 +164,7 @@ class Tasks:
         trial_seed: int,
         loader: data.Loader,
         seed: int,
-    ) -> dict[Split, Images]:
+    ) -> Mapping[Split, Images]:
         """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
 
         Args:

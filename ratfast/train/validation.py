@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ratfast import protocol
 from ratfast.data import DecodedImages
 from ratfast.models import Classifier
-from ratfast.train.evaluation import autocast, extract_features, logits
+from ratfast.train.evaluation import BATCH_SIZE, evaluating, extract_features, logits
 
 Split = tuple[int, str]
 """A domain's index, and which half of its images: "in" (trained on) or "out" (held out)."""
@@ -29,6 +29,11 @@ class PlainImages:
 
     images: Tensor | DecodedImages
     labels: Tensor
+
+    def batches(self) -> Iterator[PlainImages]:
+        """The same images in the batches that they are evaluated in."""
+        for images, labels in zip(self.images.split(BATCH_SIZE), self.labels.split(BATCH_SIZE), strict=True):
+            yield PlainImages(images, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +136,9 @@ class Validator:
         self._model.train()
         return scores
 
-    @torch.no_grad()
     def _features(self, split: Split, images: Images, frozen: bool, step: int) -> Tensor:
         if isinstance(images, AugmentedImages):
-            with autocast(images.labels.device, self._precision):
+            with evaluating(self._model, images.labels.device, self._precision):
                 return torch.cat([self._model.features(batch) for batch in images.batches(step)])
         features = self._frozen.get(split) if frozen else None
         if features is None:

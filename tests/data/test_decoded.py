@@ -27,8 +27,10 @@ def test_decode_is_domainbeds(root, backend_name, monkeypatch):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_nothing_to_decode(backend_name):
+def test_nothing_to_decode(root, backend_name):
     assert decode([], 16, backend=backend_name).shape == (0, 3, 16, 16)
+    nothing = DecodedCache(backend=backend_name).get(scan(root), 0, 16, [])
+    assert [batch.shape for batch in nothing.split(4)] == [(0, 3, 16, 16)] == [nothing.tensor().shape]
 
 
 def test_bad_size(root):

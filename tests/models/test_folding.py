@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from ratfast import InputError, models
-from ratfast.models.folding import fold_batch_norm, unfold_batch_norm
+from ratfast.models.folding import (
+    find_pairs,
+    fold_batch_norm,
+    folded_once,
+    unfold_batch_norm,
+    worth_folding,
+)
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -129,7 +135,24 @@ class OtherOrder(OutputUsedTwice):
         return self.conv(self.norm(images))
 
 
-@pytest.mark.parametrize("kind", [OutputUsedTwice, ConvolutionUsedTwice, NotTraceable, OtherOrder])
+class ActivatedNorm(nn.BatchNorm2d):
+    def forward(self, images):
+        return super().forward(images).relu()
+
+
+class ScaledConvolution(nn.Conv2d):
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+class OtherKinds(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(2, 2, 1), ActivatedNorm(2), ScaledConvolution(2, 2, 1), nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize(
+    "kind", [OtherKinds, OutputUsedTwice, ConvolutionUsedTwice, NotTraceable, OtherOrder]
+)
 def test_what_cannot_be_folded_is_left_alone(kind):
     model = randomise(kind()).eval()
     images = torch.randn(2, 2, 3, 3)
@@ -158,3 +181,52 @@ def test_frozen_normalisation_gets_no_gradient():
     fold_batch_norm(model)
     model(torch.randn(1, 2, 3, 3)).sum().backward()
     assert model[0].weight.grad is not None and model[1].weight.grad is None
+
+
+def test_folded_once_gives_the_same_bits_and_leaves_no_trace():
+    model = randomise(models.build("resnet18", 5, image_size=32)).featurizer
+    images = torch.randn(2, 3, 32, 32)
+    before = [set(vars(module)) for module in model.modules() if module is not model]
+    with torch.no_grad():
+        plain = model(images)
+        with folded_once(model, model.pairs):
+            once = model(images)
+            torch.testing.assert_close(once, plain, rtol=1e-4, atol=1e-4)
+            assert not torch.equal(once, plain)  # other roundings, or nothing was folded
+        assert [set(vars(module)) for module in model.modules() if module is not model] == before
+        assert torch.equal(model(images), plain)
+        fold_batch_norm(model)
+        assert torch.equal(model(images), once)
+        with folded_once(model):
+            assert torch.equal(model(images), once)
+            weights = [vars(module).get("_folded_weights") for module in model.modules()]
+            with folded_once(model):
+                pass
+            assert [vars(module).get("_folded_weights") for module in model.modules()] == weights
+        assert torch.equal(model(images), once)  # what was folded before stays so
+
+
+def test_what_is_worth_folding_has_more_activations_than_weights():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Conv2d(4, 50, 3), nn.BatchNorm2d(50)
+    )
+    randomise(model).eval()
+    pairs, images = find_pairs(model), torch.zeros(1, 3, 11, 11)
+    assert pairs == [("0", "1"), ("2", "3")]
+    # 100 activations for 108 weights, then 450 for 1800; twice as many and more are worth it.
+    assert worth_folding(model, pairs, images, 2) == []
+    assert worth_folding(model, pairs, images, 3) == [("0", "1")]
+    assert worth_folding(model, pairs, images, 8) == [("0", "1")]
+    assert worth_folding(model, pairs, images, 9) == pairs
+    assert fold_batch_norm(model, [("0", "1")]) == [("0", "1")]
+    assert hasattr(model[0], "_folded_batch_norm") and not hasattr(model[2], "_folded_batch_norm")
+
+
+def test_weights_folded_once_are_forgotten_when_an_error_ends_the_block():
+    model = randomise(nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4))).eval()
+    images = torch.randn(1, 2, 3, 3)
+    with pytest.raises(KeyError), folded_once(model):
+        raise KeyError
+    with torch.no_grad():
+        expected = model[1](nn.functional.conv2d(images, model[0].weight.mul_(2.0), model[0].bias))
+    assert torch.equal(model(images), expected)

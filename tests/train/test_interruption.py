@@ -5,10 +5,12 @@ import signal
 import pytest
 import torch
 
+from ratfast import InputError
 from ratfast.averaging import SWAD, MovingAverage
 from ratfast.train.fit import Schedule, Training
 from ratfast.train.interruption import Interruptions
 from ratfast.train.snapshot import Snapshots
+from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
 
 from .test_fit import FixedLoader, build, validation
@@ -22,10 +24,10 @@ class Interrupt(BaseException):
     """In place of KeyboardInterrupt, which pytest takes for its own."""
 
 
-def start():
+def start(stopwatch=None):
     model, arena = build(dropout=0.3)
     along = {"moving-average": MovingAverage(1), "swad": SWAD(1, 2, 1.3)}
-    training = Training(model, arena, Validator(model, validation(), "float32"), SCHEDULE, along)
+    training = Training(model, arena, Validator(model, validation(), "float32"), SCHEDULE, along, stopwatch)
     return training, arena, along
 
 
@@ -95,6 +97,48 @@ def test_it_goes_on_from_the_last_snapshot_of_a_process_that_died(uninterrupted,
         again.restore(snapshots.load())
         assert again.updates == SCHEDULE.steps
         assert_same(run_to_the_end(again), arena, along, uninterrupted)
+
+
+def test_time_and_images_of_earlier_processes_count(tmp_path):
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += 1.0
+        return now
+
+    first = Stopwatch(clock)
+    training, _, _ = start(first)
+    with Snapshots(tmp_path / "run", {}, interval=0.0) as snapshots:
+        run_to_the_end(training, snapshots)
+    spent = first.seconds
+    now = 1000.0
+    second = Stopwatch(clock)
+    again, _, _ = start(second)
+    with Snapshots(tmp_path / "run", {}) as snapshots:
+        again.restore(snapshots.load())
+    run_to_the_end(again)
+    assert second.images == first.images == SCHEDULE.steps * 4
+    assert spent <= second.seconds <= spent + 10
+    assert 0 < second.training_seconds < second.seconds
+
+
+def test_a_state_whose_loss_is_not_finite_does_not_replace_one_that_is(tmp_path):
+    training, _, _ = start()
+    snapshots = Snapshots(tmp_path / "run", {}, interval=0.0)
+    save = snapshots.save
+
+    def saved(snapshot):
+        save(snapshot)
+        if training.updates == 4:
+            with torch.no_grad():
+                training._model.classifier.weight.fill_(float("nan"))
+
+    with snapshots:
+        snapshots.save = saved
+        with pytest.raises(InputError, match="the loss is nan after update 5"):
+            run_to_the_end(training, snapshots)
+    assert Snapshots(tmp_path / "run", {}).load().values["updates"] == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

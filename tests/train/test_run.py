@@ -73,6 +73,8 @@ def test_the_greedy_average_names_its_members(finished) -> None:
     for name, value in checkpoints.load(greedy["file"]).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-7)
     assert checkpoints.read_metadata(greedy["file"])["method"] == "greedy"
+    # Every member was a candidate, on 6 validation images of each of two domains.
+    assert greedy["evaluated_images"] + greedy["spared_images"] == len(chosen) * 12
 
 
 @pytest.mark.parametrize("method", ["uniform", "greedy"])

@@ -1,6 +1,7 @@
 """Snapshots: whole or not there, only for their own training, and exact."""
 
 import errno
+import threading
 from unittest import mock
 
 import pytest
@@ -50,6 +51,23 @@ def test_training_may_go_on_while_it_is_written(tmp_path):
     assert not Snapshots(tmp_path / "run", IDENTITY).load().tensors["weights"].any()
 
 
+def test_what_is_noted_later_is_not_in_it(tmp_path):
+    rows = [{"val": 0.5}]
+    begin, save = threading.Event(), checkpoints.save
+
+    def late(*arguments):
+        begin.wait(10)
+        save(*arguments)
+
+    with Snapshots(tmp_path / "run", IDENTITY) as snapshots, mock.patch.object(checkpoints, "save", late):
+        snapshots.save(Snapshot({"rows": rows}, {"weights": torch.zeros(1)}))
+        rows[0]["val"] = 0.75
+        rows.append({"val": 1.0})
+        begin.set()
+        snapshots.wait()
+        assert snapshots.load().values == {"rows": [{"val": 0.5}]}
+
+
 @pytest.mark.parametrize(
     "other", [{"name": "target/trial0/run04", "lr": 3e-5}, {"name": "target/trial0/run03"}, {}]
 )
@@ -86,17 +104,6 @@ def test_they_are_due_after_the_interval(tmp_path):
         assert not snapshots.due()
         now = 220.0
         assert snapshots.due()
-
-
-def test_time_adds_up_over_processes(tmp_path):
-    now = [100.0]
-    for earlier in (0.0, 7.0, 14.0):
-        with Snapshots(tmp_path / "run", IDENTITY, clock=lambda: now[0]) as snapshots:
-            snapshots.load()
-            assert snapshots.earlier_seconds == earlier
-            now[0] += 7.0
-            snapshots.save(snapshot())
-            now[0] += 1.0  # lost with the process
 
 
 def test_a_full_disk_is_told_and_the_last_snapshot_kept(tmp_path):
