@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "study"))
 import digits
 import run
 
+CALL = run.call
+
 
 def call_here(function: str, arguments: list[str], log: Path) -> None:
     """As `run.call`, in this process, which has imported everything already."""
@@ -56,7 +58,7 @@ def carried_out(backbone_file, tmp_path_factory) -> tuple[Path, list[str]]:  # n
     changed = {
         "model.backbone": "resnet18", "model.weights": str(backbone_file), "train.runs": 2, "train.trials": 2,
         "train.steps": 2, "train.eval_every": 1, "train.aux_runs": 1, "train.batch_size": 2,
-        "train.rows": "soups,ratatouille", "data.backend": "torchvision", "train.device": "cpu",
+        "train.rows": "soups,ratatouille", "data.backend": "torchvision", "train.device": "cpu", "train.head_steps": 2,
     }  # fmt: skip
     arguments = [str(root / "output"), "--images", str(root / "images"), "--arms", "main,far", "--jobs", "1"]
     arguments += ["--domains", "mfeat,usps"]
@@ -70,6 +72,7 @@ def summary(output: Path, name: str) -> dict:
     return json.loads((output / name / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_record_says_what_the_summaries_say(study) -> None:
     output, _ = study
     record = json.loads((output / "study.json").read_text())
@@ -129,7 +132,8 @@ def test_a_second_run_changes_no_number(study) -> None:
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == times
 
 
-def test_a_training_that_fails_is_named(tmp_path, capsys) -> None:
+def test_a_training_that_fails_is_named(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run, "call", CALL)
     arguments = ["--images", str(tmp_path), "--domains", "usps", "--arms", "far"]
     assert run.main([str(tmp_path / "output"), *arguments, "--set", "train.runs=0"]) == 2
     said = capsys.readouterr().err

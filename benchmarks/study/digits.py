@@ -127,7 +127,7 @@ def read_usps(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def read_mfeat(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """2,000 images of 0 to 6 as uint8 (N, 16, 15), and their digits: a line each, after a head; the digit last."""
-    table = np.loadtxt(io.BytesIO(content), delimiter=",", skiprows=1)
+    table = np.loadtxt(io.BytesIO(content), delimiter=",", skiprows=1, ndmin=2)
     images = (table[:, :-1] * (255 / 6)).round().astype(np.uint8).reshape(-1, 16, 15)
     return images, table[:, -1].astype(int)
 
