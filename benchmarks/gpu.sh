@@ -82,12 +82,12 @@ memcheck() { # runs the GPU tests of what launches kernels
         "${kernel_tests[@]}" "${ignored[@]}"
 }
 
-# Of the kernels those of gram, of norms and of steps use shared memory; the last two also count blocks.
+# Of the kernels those of gram, of norms, of steps and of images use shared memory; norms and steps also count blocks.
 racecheck() {
     compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all \
         "$python" -m pytest -q -x -p no:cacheprovider -m "cuda and not slow" \
-        -k "gram or clips or how_often or skip or graph or channels_last" \
-        tests/test_ops_cuda.py tests/test_ops_norm.py tests/test_ops_steps.py
+        -k "gram or clips or how_often or skip or graph or channels_last or test_on_cuda" \
+        tests/test_ops_cuda.py tests/test_ops_norm.py tests/test_ops_steps.py tests/data/test_image_ops.py
 }
 
 # A record is made in the checkout and moved out of it.

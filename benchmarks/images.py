@@ -7,13 +7,16 @@ images of each domain at 224x224, augmented and normalised, in float32 (bfloat16
 - `official-W-workers`: DomainBed's InfiniteDataLoader, ImageFolder and transforms on PIL images, W worker processes
   per domain; takes part where RATFAST_BENCH_DOMAINBED names a checkout of facebookresearch/DomainBed;
 - `torchvision-v2-tensors`: decode_image and transforms.v2 on uint8 tensors, a DataLoader of one worker per domain;
+- `ffcv-fewer-operations`: FFCV's loader, where it can be imported, on two workers and JPEG images in a file of its own
+  kind; it resizes as cv2's INTER_AREA does and knows neither hue nor grayscale;
 - `ratfast-torchvision`, `ratfast-dali`: every image decoded every time, by that decoder;
 - `ratfast-cache-256`: from the training cache, filled before.
 
 Evaluation is a pass over all images, as normalised batches of 64: `official` decodes each time (FastDataLoader),
-`ratfast-kept` serves them from the cache of decoded images. `floor-*` decodes alone, on as many threads as there are
-cores. Before it is timed, every training contestant makes what its workers may have made ahead: a DataLoader two
-batches per worker. In evaluation the official loader's first two batches of a domain are made ahead, to its favour.
+`ratfast-kept` serves them from the cache of decoded images, as the trainer does. `floor-*` decodes whole images and
+does nothing else, torchvision's decoder on as many threads as there are cores, DALI's on a GPU. Before it is timed,
+every training contestant makes what its workers may have made ahead: a DataLoader two batches per worker. In
+evaluation the official loader's first two batches of a domain are made ahead, to its favour.
 
 Arguments: `--json FILE` (for record.py).
 
@@ -38,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,6 +55,8 @@ from torchvision.datasets import ImageFolder
 from ratfast.data import DecodedCache, TrainingCache, build_loader, scan
 from ratfast.data.backend import open_backend
 from ratfast.data.files import read_image
+from ratfast.models import Normalisation
+from ratfast.train.evaluation import normalised
 
 DEVICE = torch.device(os.environ.get("RATFAST_BENCH_DEVICE", "cpu"))
 THREADS = int(os.environ["RATFAST_BENCH_THREADS"]) if "RATFAST_BENCH_THREADS" in os.environ else None
@@ -61,6 +67,7 @@ SIZES = os.environ.get("RATFAST_BENCH_SIZES", "227x227,500x375").split(",")
 DOMAINBED = os.environ.get("RATFAST_BENCH_DOMAINBED")
 BATCH = 32  # of each domain
 DOMAINS = 3
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 Step = Callable[[], Any]  # makes one batch of all domains, or one pass over all images
@@ -127,6 +134,47 @@ def tensor_training(folder: Path) -> Step:
     return lambda: [next(loader) for loader in loaders]
 
 
+def ffcv_training(folder: Path) -> Step:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import (
+        NormalizeImage,
+        RandomBrightness,
+        RandomContrast,
+        RandomHorizontalFlip,
+        RandomSaturation,
+        ToTensor,
+        ToTorchImage,
+    )
+    from ffcv.writer import DatasetWriter
+
+    images = torch.utils.data.ConcatDataset([ImageFolder(str(domain)) for domain in sorted(folder.iterdir())])
+    path = folder.parent / f"{folder.name}.beton"
+    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(images)
+    augment = [
+        RandomResizedCropRGBImageDecoder((224, 224), scale=(0.7, 1.0)),
+        RandomHorizontalFlip(),
+        RandomBrightness(0.3),
+        RandomContrast(0.3),
+        RandomSaturation(0.3),
+        NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32),
+        ToTensor(),
+        ToTorchImage(),
+    ]
+    loader = Loader(
+        str(path),
+        BATCH * DOMAINS,
+        num_workers=2,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        pipelines={"image": augment, "label": [IntDecoder(), ToTensor()]},
+    )
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return lambda: next(batches)
+
+
 def own_training(folder: Path, backend: str, side: int | None, closing: ExitStack) -> Step:
     dataset = scan(folder)
     loader = build_loader(
@@ -138,7 +186,7 @@ def own_training(folder: Path, backend: str, side: int | None, closing: ExitStac
         std=STD,
         seed=0,
         device=DEVICE,
-        dtype=torch.bfloat16 if DEVICE.type == "cuda" else torch.float32,
+        dtype=DTYPE,
         backend=backend,
         cache=None if side is None else TrainingCache(side),
         threads=THREADS,
@@ -171,14 +219,16 @@ def official_evaluation(folder: Path) -> Step:
 
 def own_evaluation(folder: Path) -> Step:
     dataset, cache = scan(folder), DecodedCache(device=DEVICE)
-    mean = torch.tensor(MEAN, device=DEVICE).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=DEVICE).view(1, 3, 1, 1)
+    model = SimpleNamespace(normalisation=Normalisation(tuple(MEAN), tuple(STD)))
 
     def step() -> None:
+        room = None
         for domain in range(len(dataset.domains)):
             for batch in cache.get(dataset, domain, 224).split(64):
-                scaled = batch.to(DEVICE).to(torch.float32, memory_format=torch.channels_last)
-                scaled.div_(255).sub_(mean).div_(std)
+                made = normalised(batch.to(DEVICE), model, DTYPE, room)
+                room = made if room is None else room
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
 
     return step
 
@@ -186,7 +236,8 @@ def own_evaluation(folder: Path) -> Step:
 def decoding_alone(folder: Path, backend: str, closing: ExitStack) -> Step:
     """Reads and decodes as many images as a batch has, whole, without the pass."""
     paths = [path for domain in scan(folder).domains for path in domain.paths]
-    opened = open_backend(backend, image_size=224, max_batch=BATCH * DOMAINS, threads=THREADS)
+    device = DEVICE if backend == "dali" else "cpu"
+    opened = open_backend(backend, image_size=224, max_batch=BATCH * DOMAINS, device=device, threads=THREADS)
     closing.callback(opened.close)
     turns = itertools.count()
 
@@ -210,11 +261,15 @@ def contestants(folder: Path, closing: ExitStack) -> dict[str, dict[str, tuple[C
             training[name] = (lambda workers=workers: official_training(folder, workers)), batch
         evaluation["official"] = (lambda: official_evaluation(folder)), IMAGES
     training["torchvision-v2-tensors"] = (lambda: tensor_training(folder)), batch
+    if importlib.util.find_spec("ffcv"):
+        training["ffcv-fewer-operations"] = (lambda: ffcv_training(folder)), batch
     backends = ["torchvision"] + (["dali"] if importlib.util.find_spec("nvidia.dali") else [])
     for name in backends:
         training[f"ratfast-{name}"] = (lambda name=name: own_training(folder, name, None, closing)), batch
     training["ratfast-cache-256"] = (lambda: own_training(folder, "torchvision", 256, closing)), batch
-    training["floor-decode-torchvision"] = (lambda: decoding_alone(folder, "torchvision", closing)), batch
+    floors = backends if DEVICE.type == "cuda" else ["torchvision"]
+    for name in floors:
+        training[f"floor-decode-{name}"] = (lambda name=name: decoding_alone(folder, name, closing)), batch
     evaluation["ratfast-kept"] = (lambda: own_evaluation(folder)), IMAGES
     return {"training": training, "evaluation": evaluation}
 

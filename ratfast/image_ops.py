@@ -1,8 +1,9 @@
-"""The torch operator `ratfast::transform_images_`: from uint8 pixels to a batch, in one pass.
+"""The torch operators of images: from uint8 pixels to a batch, in one pass.
 
-It crops, resizes, flips, changes colours and normalises as torchvision's transforms do with PIL images, to the bit.
-The native libraries register implementations for the CPU and for CUDA; where they are not loaded, torchvision itself
-does it (`ratfast.image_reference`).
+`transform_images_` crops, resizes, flips, changes colours and normalises as torchvision's transforms do with PIL
+images, to the bit; `normalise_images_` is for images that only have to be normalised. The native libraries register
+implementations for the CPU and for CUDA; where they are not loaded, torchvision and torch themselves do it
+(`ratfast.image_reference`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _library.define(
     "Tensor operations, Tensor scale, Tensor shift, int threads) -> ()"
 )
 _library.impl("transform_images_", image_reference.transform_images_, "CompositeExplicitAutograd")
+_library.define(
+    "normalise_images_(Tensor(a!) out, Tensor images, Tensor scale, Tensor shift, int threads) -> ()"
+)
+_library.impl("normalise_images_", image_reference.normalise_images_, "CompositeExplicitAutograd")
 native.load_torch_libraries()
 
 
@@ -62,7 +67,45 @@ def transform_images_(
         RuntimeError: a tensor has another shape, type or device, or a box does not lie in its image.
     """
     arguments = (out, list(images), boxes, flips, factors, operations, scale, shift, threads)
-    if out.is_cuda and not (native.covers("cuda") and native.check_cuda(out.device.index or 0)):
-        image_reference.transform_images_(*arguments)
-    else:
+    if _is_native(out):
         torch.ops.ratfast.transform_images_(*arguments)
+    else:
+        image_reference.transform_images_(*arguments)
+
+
+def normalise_images_(out: Tensor, images: Tensor, scale: Tensor, shift: Tensor, *, threads: int = 1) -> None:
+    """Normalises images: `x * scale[c] + shift[c]`, the numbers that `transform_images_` makes of the same pixels.
+
+    Args:
+        out: (N, H, W, 3) float32 or bfloat16, contiguous, on the CPU or a CUDA device; written.
+        images: (N, H, W, 3) uint8, contiguous, on the device of `out`.
+        scale: (3,) float32 on the CPU.
+        shift: (3,) float32 on the CPU.
+        threads: of the CPU.
+
+    Raises:
+        RuntimeError: a tensor has another shape, type or device.
+    """
+    if _is_native(out):
+        torch.ops.ratfast.normalise_images_(out, images, scale, shift, threads)
+    else:
+        image_reference.normalise_images_(out, images, scale, shift, threads)
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What `scale` and `shift` of the operators are for `(x / 255 - mean) / std`.
+
+    Args:
+        mean: of each channel of images in [0, 1].
+        std: of each channel, likewise.
+
+    Returns:
+        Two tensors (3,) float32.
+    """
+    mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    return (1 / (255 * std)).float(), (-mean / std).float()
+
+
+def _is_native(out: Tensor) -> bool:
+    """Whether the dispatcher leads to native code that runs; on the CPU it leads to what there is."""
+    return not out.is_cuda or (native.covers("cuda") and native.check_cuda(out.device.index or 0))

@@ -1,5 +1,5 @@
-"""`ratfast::transform_images_` by torchvision on PIL images: the fallback where no native library loads, and the
-oracle of the tests. See `ratfast.image_ops` for the arguments, which nothing here checks.
+"""The operators of images by torchvision on PIL images and by torch: the fallback where no native library loads, and
+the oracle of the tests. See `ratfast.image_ops` for the arguments, which nothing here checks.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ def transform_images_(
         if out.dtype != torch.uint8:
             pixels = pixels.float() * scale + shift
         out[n] = pixels.to(out.dtype)
+
+
+def normalise_images_(out: Tensor, images: Tensor, scale: Tensor, shift: Tensor, threads: int) -> None:
+    """Scales and shifts, one operation after the other."""
+    out.copy_(images.float().mul_(scale.to(out.device)).add_(shift.to(out.device)))
 
 
 def _hue_shifted(picture: Image.Image, shift: int) -> Image.Image:

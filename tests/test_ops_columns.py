@@ -177,6 +177,41 @@ def test_combine_in_place(kind, place):
     assert torch.equal(target[0], wanted[0])
 
 
+@pytest.mark.parametrize(
+    "threshold",
+    [
+        0.1,
+        0.10000001,
+        1.0,
+        1.0000001,
+        2.0**-126,
+        2.0**-149,
+        3 * 2.0**-149,
+        3.4028235e38,
+        math.inf,
+        math.nan,
+        0.0,
+        -1.0,
+    ],
+)
+def test_thresholds_are_compared_as_floats(threshold):
+    """Differences in float64 about the places where a float32 begins to be below another."""
+    single = np.float32(threshold)
+    with np.errstate(all="ignore"):
+        below = np.nextafter(single, np.float32(-np.inf), dtype=np.float32)
+        halfway = (float(below) + (2.0**128 if np.isinf(single) else float(single))) / 2
+    near = np.array(
+        [float(single), float(below), halfway, np.nextafter(halfway, np.inf), np.nextafter(halfway, 0)]
+    )
+    values = torch.from_numpy(np.concatenate([near, -near, [0.0, np.nan, np.inf]] * 3))
+    found = torch.empty_like(values)
+    ops.combine_([found], [[values]], None, "sum", thresholds=[[threshold]])
+    with np.errstate(all="ignore"):
+        dropped = np.abs(values.numpy().astype(np.float32)) < single
+    expected = torch.where(torch.from_numpy(dropped), 0.0, values)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_results_do_not_depend_on_threads():
     sources = [[torch.randn(300_001), torch.randn(5)] for _ in range(4)]
     results = []

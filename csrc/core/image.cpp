@@ -58,16 +58,14 @@ class Workshop {
     between_.resize(std::max({between_.size(), (source.height + 3) / 4 * 4 * pitch, target.height * line}));
     resized_.resize((target.height + 3) / 4 * 4 * pitch);
     edges_.resize(std::max(edges_.size(), 4 * (static_cast<std::size_t>(source.width) * 3 + kImageOverread)));
-    planes_.resize(pitch / 4 * 3);
     image_leaf().transform(source, target, n, columns_.table(source.width, target.width),
                            rows_.table(source.height, target.height),
-                           {between_.data(), resized_.data(), edges_.data(), planes_.data()});
+                           {between_.data(), resized_.data(), edges_.data()});
   }
 
  private:
   AxisWeights columns_, rows_;
   std::vector<std::uint8_t> between_, resized_, edges_;
-  std::vector<int> planes_;
 };
 
 }  // namespace
@@ -81,6 +79,14 @@ void transform_images(const std::vector<ImageSource>& sources, const ImageTarget
     Workshop workshop;
     for (std::int64_t n = next++; n < count; n = next++)
       workshop.transform(sources[static_cast<std::size_t>(n)], target, n);
+  });
+}
+
+void normalise_images(const std::uint8_t* pixels, std::int64_t count, const ImageTarget& target,
+                      const ParallelFor& parallel_for) {
+  constexpr std::int64_t kGrain = 1 << 16;  // pixels that are worth a thread
+  parallel_for(count * target.height * target.width, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    image_leaf().normalise(pixels + 3 * begin, target, 3 * begin, 3 * (end - begin));
   });
 }
 

@@ -1,4 +1,5 @@
-// Crops, resizes, flips, recolours and normalises images: one pass from uint8 pixels to a batch.
+// Crops, resizes, flips, recolours and normalises images: one pass from uint8 pixels to a batch, and another
+// for what only has to be normalised.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,11 @@ struct ImageTarget {
 
 // Image n of the sources becomes image n of the target; different images run on different threads.
 void transform_images(const std::vector<ImageSource>& sources, const ImageTarget& target,
+                      const ParallelFor& parallel_for);
+
+// Scales and shifts images that are already of the target's size, (count, height, width, 3), contiguous, into
+// floats.
+void normalise_images(const std::uint8_t* pixels, std::int64_t count, const ImageTarget& target,
                       const ParallelFor& parallel_for);
 
 }  // namespace ratfast

@@ -30,7 +30,6 @@ struct ImageWork {
   std::uint8_t* between;  // (source height rounded up to 4, pitch), or (target height, line of the source)
   std::uint8_t* resized;  // (target height rounded up to 4, pitch)
   std::uint8_t* edges;    // (4, source width * 3 + kImageOverread): copies of the last rows
-  int* planes;            // (3, pitch / 4)
 };
 // Bytes of a row of packed pixels, rounded up.
 constexpr std::int64_t image_line(int width) {
@@ -41,6 +40,8 @@ struct ImageLeaf {
   // Writes image n of the target.
   void (*transform)(const ImageSource&, const ImageTarget&, std::int64_t n, const ResizeTable& columns,
                     const ResizeTable& rows, const ImageWork&);
+  // Writes values [first, first + count) of the target, floats, from as many bytes, the first of them red.
+  void (*normalise)(const std::uint8_t* from, const ImageTarget&, std::int64_t first, std::int64_t count);
 };
 
 extern const ImageLeaf image_leaf_default;

@@ -38,8 +38,9 @@ RATFAST_INLINE void store_part(DType type, char* p, std::int64_t count, typename
 }
 
 #include "leaf_mix.h"
-// Needs what stands in the former:
-#include "leaf_columns.h"
+// Need what stands in the former:
+#include "leaf_combine.h"
+#include "leaf_gram.h"
 #include "leaf_squares.h"
 #include "leaf_step.h"
 

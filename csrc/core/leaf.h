@@ -58,9 +58,10 @@ struct CombineSegment {
   DType base_type;
   void* output;  // may be a source or the base
   DType output_type;
-  const float* thresholds;  // N, or null
-  std::uint64_t key;        // of the random draws
-  std::int64_t first;       // place of element 0 within its tensor, for the random draws
+  const float* thresholds;         // N, or null
+  std::uint64_t key;               // of the random draws
+  std::int64_t first;              // place of element 0 within its tensor, for the random draws
+  const double* limits = nullptr;  // N, or null: trimming_limit of the thresholds, set by combine
 };
 
 struct CombineOptions {

@@ -91,6 +91,12 @@ struct DoubleOps {
                              : round_to_bf16(_mm256_castps128_ps256(single));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), half);
   }
+  // As many words as doubles: they become the low halves of doubles from 2^52 on.
+  RATFAST_INLINE V from_words(const std::uint32_t* p) {
+    const __m256i words = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const V offset = _mm256_set1_pd(0x1p52);
+    return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(words), offset), offset);
+  }
   // Two vectors of consecutive elements.
   RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
     if (type == DType::f64 || type == DType::f32) {
@@ -121,4 +127,27 @@ struct DoubleOps {
     return _mm256_or_pd(flags, _mm256_cmp_pd(magnitude, limit, _CMP_NLT_UQ));
   }
   RATFAST_INLINE bool flagged(Flags flags) { return _mm256_movemask_pd(flags) != 0; }
+};
+
+// Lanes of 64 bits, the low 32 of which are a random word.
+struct WordOps {
+  typedef std::uint64_t W __attribute__((vector_size(32)));
+  static constexpr int width = 4;
+  RATFAST_INLINE W all(std::uint64_t x) { return (W)_mm256_set1_epi64x(static_cast<long long>(x)); }
+  // Two words each of `width` counters from `first` on, in the order that `store` undoes.
+  RATFAST_INLINE void counters(std::uint64_t first, W& low, W& high) {
+    low = all(first) + W{0, 2, 1, 3};
+    high = low >> 32;
+  }
+  RATFAST_INLINE void multiply(W a, std::uint32_t b, W& low, W& high) {
+    low = (W)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+    high = low >> 32;
+  }
+  // Four words of every lane, lane after lane.
+  RATFAST_INLINE void store(std::uint32_t* p, const W (&c)[4]) {
+    const auto low = [](W a) { return a & 0xffffffffu; };
+    const auto one = (__m256i)(low(c[0]) | c[1] << 32), two = (__m256i)(low(c[2]) | c[3] << 32);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_unpacklo_epi64(one, two));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), _mm256_unpackhi_epi64(one, two));
+  }
 };

@@ -84,6 +84,10 @@ struct DoubleOps {
     auto* target = reinterpret_cast<__m128i*>(p);
     stream ? _mm_stream_si128(target, half) : _mm_storeu_si128(target, half);
   }
+  // As many words as doubles.
+  RATFAST_INLINE V from_words(const std::uint32_t* p) {
+    return _mm512_cvtepu32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   // Two vectors of consecutive elements.
   RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
     if (type == DType::f64) {
@@ -112,4 +116,27 @@ struct DoubleOps {
     return flags | _mm512_cmp_pd_mask(_mm512_abs_pd(v), limit, _CMP_NLT_UQ);
   }
   RATFAST_INLINE bool flagged(Flags flags) { return flags != 0; }
+};
+
+// Lanes of 64 bits, the low 32 of which are a random word.
+struct WordOps {
+  typedef std::uint64_t W __attribute__((vector_size(64)));
+  static constexpr int width = 8;
+  RATFAST_INLINE W all(std::uint64_t x) { return (W)_mm512_set1_epi64(static_cast<long long>(x)); }
+  // Two words each of `width` counters from `first` on, in the order that `store` undoes.
+  RATFAST_INLINE void counters(std::uint64_t first, W& low, W& high) {
+    low = all(first) + W{0, 4, 1, 5, 2, 6, 3, 7};
+    high = low >> 32;
+  }
+  RATFAST_INLINE void multiply(W a, std::uint32_t b, W& low, W& high) {
+    low = (W)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+    high = low >> 32;
+  }
+  // Four words of every lane, lane after lane.
+  RATFAST_INLINE void store(std::uint32_t* p, const W (&c)[4]) {
+    const auto low = [](W a) { return a & 0xffffffffu; };
+    const auto one = (__m512i)(low(c[0]) | c[1] << 32), two = (__m512i)(low(c[2]) | c[3] << 32);
+    _mm512_storeu_si512(p, _mm512_unpacklo_epi64(one, two));
+    _mm512_storeu_si512(p + 16, _mm512_unpackhi_epi64(one, two));
+  }
 };

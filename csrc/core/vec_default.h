@@ -62,6 +62,12 @@ struct PortableOps {
       }
     }
   }
+  // As many words as there are lanes.
+  RATFAST_INLINE V from_words(const std::uint32_t* p) {
+    V v;
+    for (int i = 0; i < lanes; ++i) v[i] = static_cast<Scalar>(p[i]);
+    return v;
+  }
   // Two vectors of consecutive elements.
   RATFAST_INLINE void load_pair(DType type, const char* p, V& a, V& b) {
     a = load(type, p);
@@ -84,3 +90,24 @@ struct PortableOps {
 
 using FloatOps = PortableOps<float, 4>;
 using DoubleOps = PortableOps<double, 2>;
+
+// Lanes of 64 bits, the low 32 of which are a random word.
+struct WordOps {
+  typedef std::uint64_t W __attribute__((vector_size(16)));
+  static constexpr int width = 2;
+  RATFAST_INLINE W all(std::uint64_t x) { return W{x, x}; }
+  // Two words each of `width` counters from `first` on.
+  RATFAST_INLINE void counters(std::uint64_t first, W& low, W& high) {
+    low = W{first, first + 1};
+    high = low >> 32;
+  }
+  RATFAST_INLINE void multiply(W a, std::uint32_t b, W& low, W& high) {
+    low = (a & 0xffffffffu) * b;
+    high = low >> 32;
+  }
+  // Four words of every lane, lane after lane.
+  RATFAST_INLINE void store(std::uint32_t* p, const W (&c)[4]) {
+    for (int lane = 0; lane < width; ++lane)
+      for (int i = 0; i < 4; ++i) p[lane * 4 + i] = static_cast<std::uint32_t>(c[i][lane]);
+  }
+};

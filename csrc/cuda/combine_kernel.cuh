@@ -35,21 +35,30 @@ static_assert(sizeof(CombineTable) <= 32764);
 
 // Each operation rounded by itself, as on the host.
 struct ExactOps {
+  using T = double;
+  using Threshold = float;
+  __device__ __forceinline__ static double all(double x) { return x; }
   __device__ __forceinline__ static double mul(double a, double b) { return __dmul_rn(a, b); }
   __device__ __forceinline__ static double add(double a, double b) { return __dadd_rn(a, b); }
   __device__ __forceinline__ static double sub(double a, double b) { return __dadd_rn(a, -b); }
   __device__ __forceinline__ static double div(double a, double b) { return __ddiv_rn(a, b); }
+  __device__ __forceinline__ static double magnitude(double a) { return fabs(a); }
+  __device__ __forceinline__ static double log(double a) { return ::log(a); }
+  __device__ __forceinline__ static double exp(double a) { return ::exp(a); }
+  __device__ __forceinline__ static bool below(double a, float threshold) {
+    return fabsf(static_cast<float>(a)) < threshold;
+  }
 };
 
 constexpr int kCombineCount = 4;  // elements per thread, and words of a Philox block
-constexpr int kCombineBatch = 4;  // sources asked for before the first is used, see mix_kernel.cuh
 
 // One model's values, as they are added: of `count` elements from `index` on, which start at word `word` of
 // their Philox block.
 template <CombineKind kind, int count>
 __device__ __forceinline__ void combine_model(const CombineTable& table, int segment, int n, long long index,
                                               const double (&values)[count], const double (&fishers)[count],
-                                              const double (&bases)[count], CombineState (&states)[count]) {
+                                              const double (&bases)[count],
+                                              CombineState<ExactOps> (&states)[count]) {
   PhiloxWords draws{};
   const bool dropped = of_differences(kind) && table.dropped && table.densities[n] < 1;
   if (dropped)
@@ -65,9 +74,9 @@ __device__ __forceinline__ void combine_model(const CombineTable& table, int seg
                                  : place == 1 ? draws.word[1]
                                  : place == 2 ? draws.word[2]
                                               : draws.word[3];
-      value = combine_drop<ExactOps>(ExactOps::sub(value, bases[i]),
-                                     table.trimmed ? table.thresholds[segment * table.models + n] : 0.0f,
-                                     dropped ? table.densities[n] : 1.0, word * 0x1p-32);
+      value = ExactOps::sub(value, bases[i]);
+      if (table.trimmed) value = combine_trim<ExactOps>(value, table.thresholds[segment * table.models + n]);
+      if (dropped) value = combine_thin<ExactOps>(value, word, table.densities[n]);
     }
     combine_add<ExactOps>(kind, states[i], value, fishers[i], table.weights[n]);
   }
@@ -77,7 +86,9 @@ template <CombineKind kind>
 __global__ void __launch_bounds__(kThreads, 2) combine_kernel(const __grid_constant__ CombineTable table) {
   constexpr int count = kCombineCount;
   constexpr bool fisher = kind == CombineKind::fisher;
-  constexpr int batch = fisher ? kCombineBatch / 2 : kCombineBatch;
+  // Models asked for before the first is used, see mix_kernel.cuh: as many as registers hold beside the
+  // states.
+  constexpr int batch = fisher || of_differences(kind) ? 2 : 4;
   for (long long chunk = blockIdx.x; chunk < table.chunks.total(); chunk += gridDim.x) {
     const int segment = table.chunks.find(chunk);
     const long long numel = table.chunks.numel[segment];
@@ -88,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 2) combine_kernel(const __grid_const
     const long long index = start + static_cast<long long>(threadIdx.x) * count;
 
     if (table.chunks.aligned[segment] && index + count <= numel) {
-      CombineState states[count];
+      CombineState<ExactOps> states[count];
       double bases[count] = {};
       if (of_differences(kind) && base != nullptr) {
         Elements<count> raw;
@@ -96,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2) combine_kernel(const __grid_const
         raw.convert(table.base_types[segment], bases);
       }
 #pragma unroll
-      for (int i = 0; i < count; ++i) states[i] = combine_begin(kind);
+      for (int i = 0; i < count; ++i) states[i] = combine_begin<ExactOps>(kind);
 #pragma unroll 1
       for (int n = 0; n < table.models; n += batch) {
         Elements<count> raw[batch], raw_fisher[fisher ? batch : 1];
@@ -128,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 2) combine_kernel(const __grid_const
     const bool rest = table.chunks.aligned[segment];
     const long long end = start + kThreads * count < numel ? start + kThreads * count : numel;
     for (long long at = rest ? index : start + threadIdx.x; at < end; at += rest ? 1 : kThreads) {
-      CombineState states[1] = {combine_begin(kind)};
+      CombineState<ExactOps> states[1] = {combine_begin<ExactOps>(kind)};
       const double bases[1] = {of_differences(kind) && base != nullptr
                                    ? load_scalar<double>(table.base_types[segment], base, at)
                                    : 0.0};

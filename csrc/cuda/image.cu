@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "image_kernel.cuh"
+#include "normalise_kernel.cuh"
 
 namespace ratfast::cuda {
 namespace {
@@ -16,8 +17,8 @@ int most_weights(const std::vector<ImageSource>& sources, const ImageTarget& tar
   return most;
 }
 
-template <class Kernel>
-cudaError_t launch(Kernel* kernel, long long chunks, const ImageTable& table, cudaStream_t stream) {
+template <class Kernel, class Table>
+cudaError_t launch(Kernel* kernel, long long chunks, const Table& table, cudaStream_t stream) {
   int blocks = 0;
   const cudaError_t error = grid_for(kernel, chunks, blocks);
   if (error != cudaSuccess) return error;
@@ -57,6 +58,18 @@ cudaError_t transform_images(const std::vector<ImageSource>& sources, const Imag
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+cudaError_t normalise_images(const std::uint8_t* pixels, long long count, const ImageTarget& target,
+                             cudaStream_t stream) {
+  NormaliseTable table = {pixels, count * target.height * target.width * 3, false, target};
+  if (table.values == 0) return cudaSuccess;
+  const auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
+  table.aligned = address(pixels) % NormaliseTable::kGroup == 0 &&
+                  address(target.data) % (NormaliseTable::kGroup * image_item_size(target.type)) == 0;
+  return target.type == ImageType::f32
+             ? launch(normalise_kernel<ImageType::f32>, table.chunks(), table, stream)
+             : launch(normalise_kernel<ImageType::bf16>, table.chunks(), table, stream);
 }
 
 }  // namespace ratfast::cuda

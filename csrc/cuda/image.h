@@ -1,4 +1,4 @@
-// The image pass of csrc/core on the memory of one CUDA device.
+// The image passes of csrc/core on the memory of one CUDA device.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,5 +15,7 @@ long long image_workspace(const std::vector<ImageSource>& sources, const ImageTa
 // See core/image.h; pointers are the device's. Work is queued on the stream.
 cudaError_t transform_images(const std::vector<ImageSource>& sources, const ImageTarget& target,
                              void* workspace, cudaStream_t stream);
+cudaError_t normalise_images(const std::uint8_t* pixels, long long count, const ImageTarget& target,
+                             cudaStream_t stream);
 
 }  // namespace ratfast::cuda

@@ -87,20 +87,26 @@ __device__ __forceinline__ ImageSums along(const std::uint8_t* pixels, long long
   return sums;
 }
 
-__device__ __forceinline__ ImageSums resized(const ImageSource& source, const ImageTarget& target,
-                                             const ImageTaps& columns, const ImageTaps& rows) {
-  const std::uint8_t* corner = source.pixels + rows.first * source.stride + columns.first * 3;
-  const bool lower = lowers_first(source.height, source.width, target.height, target.width);
-  const ImageTaps& outer = lower ? columns : rows;
-  const ImageTaps& inner = lower ? rows : columns;
-  const long long outer_step = lower ? 3 : source.stride, inner_step = lower ? source.stride : 3;
+// The other axis of such pixels.
+__device__ __forceinline__ ImageSums across(const std::uint8_t* pixels, long long outer_step,
+                                            const ImageTaps& outer, long long inner_step,
+                                            const ImageTaps& inner) {
   ImageSums sums;
   for (int i = 0; i < outer.count; ++i) {
-    const ImageSums partial = along(corner + i * outer_step, inner_step, inner);
+    const ImageSums partial = along(pixels + i * outer_step, inner_step, inner);
     sums.add(partial.r, partial.g, partial.b, outer.weights[i]);
   }
   sums.round();
   return sums;
+}
+
+__device__ __forceinline__ ImageSums resized(const ImageSource& source, const ImageTarget& target,
+                                             const ImageTaps& columns, const ImageTaps& rows) {
+  const std::uint8_t* corner = source.pixels + rows.first * source.stride + columns.first * 3;
+  // Two calls: taps that are chosen by address would lie in local memory.
+  if (lowers_first(source.height, source.width, target.height, target.width))
+    return across(corner, 3, columns, source.stride, rows);
+  return across(corner, source.stride, rows, 3, columns);
 }
 
 // Up to brightness; and the sum of the greys that contrast is about.

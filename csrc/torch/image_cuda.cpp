@@ -1,4 +1,4 @@
-// The image operator's CUDA implementation.
+// The image operators' CUDA implementation.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -11,6 +11,12 @@ namespace {
 
 using namespace ratfast;
 
+cudaStream_t current_stream(const Tensor& out) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(out.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 void transform_images_(const Tensor& out, Tensors images, const Tensor& boxes, const Tensor& flips,
                        const Tensor& factors, const Tensor& operations, const Tensor& scale,
                        const Tensor& shift, std::int64_t) {
@@ -18,16 +24,25 @@ void transform_images_(const Tensor& out, Tensors images, const Tensor& boxes, c
   STD_TORCH_CHECK(out.is_cuda(), "ratfast: expected tensors on a CUDA device");
   if (images.empty()) return;
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(out.get_device_index(), &stream));
   const std::int64_t room = cuda::image_workspace(arguments.sources, arguments.target);
   const Tensor workspace = torch::stable::new_empty(out, {room}, torch::headeronly::ScalarType::Byte);
-  STD_CUDA_CHECK(cuda::transform_images(arguments.sources, arguments.target, workspace.data_ptr(),
-                                        static_cast<cudaStream_t>(stream)));
+  STD_CUDA_CHECK(
+      cuda::transform_images(arguments.sources, arguments.target, workspace.data_ptr(), current_stream(out)));
+}
+
+void normalise_images_(const Tensor& out, const Tensor& images, const Tensor& scale, const Tensor& shift,
+                       std::int64_t) {
+  const ImageTarget target = normalise_arguments(out, images, scale, shift);
+  STD_TORCH_CHECK(out.is_cuda(), "ratfast: expected tensors on a CUDA device");
+  if (out.size(0) == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
+  STD_CUDA_CHECK(cuda::normalise_images(static_cast<const std::uint8_t*>(images.data_ptr()), out.size(0),
+                                        target, current_stream(out)));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ratfast, CUDA, library) {
   library.impl("transform_images_", TORCH_BOX(&transform_images_));
+  library.impl("normalise_images_", TORCH_BOX(&normalise_images_));
 }

@@ -17,6 +17,7 @@ from ratfast.analysis.distances import locality
 from ratfast.analysis.scores import domain_shares
 from ratfast.analysis.subsets import Subset
 from ratfast.averaging import Pool
+from ratfast.data import DecodedImages
 from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.train.evaluation import extract_features, logits
@@ -33,10 +34,11 @@ class ImageSet:
     """Decoded images of one or more domains, each of which counts the same.
 
     Attributes:
-        parts: for each domain images (N, 3, S, S) uint8 and labels (N,) int64, on the networks' device.
+        parts: for each domain images, (N, 3, S, S) uint8 or what hands out batches of them, and labels (N,) int64 on
+            the networks' device.
     """
 
-    parts: tuple[tuple[Tensor, Tensor], ...]
+    parts: tuple[tuple[Tensor | DecodedImages, Tensor], ...]
 
     @cached_property
     def labels(self) -> np.ndarray:

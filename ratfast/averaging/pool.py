@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ratfast import ops
-from ratfast.averaging.batch_norm import statistics_of
-from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
+from ratfast.averaging.buffers import average_integer, is_mixed
 from ratfast.averaging.combination import Combination, Mix, Step, grouped
-from ratfast.averaging.members import Member, Model, buffer_names, model_list, open_members, tied
+from ratfast.averaging.members import Member, Model, tied
 from ratfast.averaging.model_rows import ModelRow, model_row, new_model_row
-from ratfast.averaging.rules import check_buffers, check_weights, not_finite
+from ratfast.averaging.opening import open_models
+from ratfast.averaging.rules import check_weights, not_finite
 from ratfast.averaging.sections import Section, sections, tensor_sections
-from ratfast.averaging.statistics import warn_if_statistics_differ
 from ratfast.checkpoints.tensors import dense_strides, dtype_name
 from ratfast.dtypes import BY_NAME
 from ratfast.layout import Layout, TensorSpec
@@ -93,12 +92,9 @@ class Pool:
             InputError: a model cannot be opened, models do not fit together, or buffers differ and `buffers`
                 is "error".
         """
-        check_buffers(buffers)
-        models = model_list(models)
-        members = open_members(models, diagonals)
-        of_buffers = buffer_names(members)
+        opened = open_models(models, buffers, diagonals)
+        members, of_buffers = opened.members, opened.buffers
         first = members[0].tensors
-        check_kinds(list(first), members, buffers)
         place = first[next(iter(first))].device if device is None and first else torch.device(device or "cpu")
         aliases = {
             name: names[0]
@@ -106,13 +102,6 @@ class Pool:
             for name in names[1:]
         }
         layout = _layout(members, of_buffers, [name for name in first if name not in aliases])
-        if buffers == "error":
-            check_equal([e.name for e in layout if e.name in of_buffers], members[: len(members) - diagonals])
-        if buffers == "keep":
-            models_only = members[: len(members) - diagonals]
-            warn_if_statistics_differ(
-                [statistics_of(m.tensors) for m in models_only], [m.label for m in models_only]
-            )
         rows = [model_row(member, layout, place) for member in members]
         labels = [member.label for member in members]
         device = next((tensor.device for tensor in rows[0].tensors.values()), place)  # with its index

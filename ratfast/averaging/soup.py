@@ -139,7 +139,8 @@ def greedy_soup(
     """Selects the models whose average scores best, greedily.
 
     All but the last few members are kept as a running sum (in float64 on the CPU), so that a candidate costs a few
-    reads of rows, whatever the size of the soup. A rejected candidate never gets into the sum, so nothing drifts.
+    reads of rows, whatever the size of the soup, and memory is needed for the average and that one sum. A rejected
+    candidate never gets into the sum, so nothing drifts.
     Models that are evaluated alone are handed over where they lie.
 
     Args:

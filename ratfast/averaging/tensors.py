@@ -11,20 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ratfast import ops
-from ratfast.averaging.batch_norm import recompute_batch_norm, statistics_of
-from ratfast.averaging.buffers import average_integer, check_equal, check_kinds, is_mixed
-from ratfast.averaging.members import (
-    Member,
-    Model,
-    buffer_names,
-    in_order,
-    open_member,
-    open_members,
-    strides_of,
-    tied,
-)
-from ratfast.averaging.rules import check_buffers, check_weights, layout_mismatch
-from ratfast.averaging.statistics import warn_if_statistics_differ
+from ratfast.averaging.batch_norm import recompute_batch_norm
+from ratfast.averaging.buffers import average_integer
+from ratfast.averaging.members import Member, Model, in_order, open_member, strides_of, tied
+from ratfast.averaging.opening import open_models
+from ratfast.averaging.rules import check_weights, layout_mismatch
 from ratfast.checkpoints.tensors import dtype_name, layout_of
 from ratfast.dtypes import BY_NAME
 from ratfast.errors import InputError
@@ -93,27 +84,17 @@ def average(
         results = average(models, weights, buffers="average", out=out, dtype=dtype)
         recompute_batch_norm(out, loader)
         return results
-    check_buffers(buffers)
     target_dtype = floating_dtype(dtype)
-    members = open_members(models)
+    opened = open_models(models, buffers)
+    members, summed, kept_names = opened.members, opened.summed, opened.kept
     numbers = check_weights(weights, len(members))
     first = members[0].tensors
-    of_buffers = buffer_names(members)
     if out is None:
         results = {}
     else:
         if dtype is not None:
             raise InputError("out and dtype were both given, but what is written into keeps its own types")
         results = _check_out(out, members[0])
-
-    summed = [name for name in first if is_mixed(dtype_name(name, first[name]), name in of_buffers, buffers)]
-    check_kinds(list(first) if buffers == "average" else summed, members, buffers)
-    in_sums = set(summed)
-    kept_names = [name for name in first if name not in in_sums]
-    if buffers == "error":
-        check_equal(kept_names, members)
-    if buffers == "keep":
-        warn_if_statistics_differ([statistics_of(m.tensors) for m in members], [m.label for m in members])
     if buffers == "average":
         others = {name: average_integer(name, members, numbers) for name in kept_names}
     else:

@@ -143,10 +143,10 @@ def average(
     """Average or merge checkpoints of one architecture into a safetensors file.
 
     Each CHECKPOINT is a file (safetensors, a *.index.json of shards, or one of torch.save, from which only tensors are
-    read), a folder of such files, or a pattern; averages that stand among other checkpoints there are left out. The
-    result notes the inputs, their SHA-256 and the method, and appears under its name once it is complete. Where a
-    method makes several files, each gets its place into its name, for {alpha} in OUTPUT or before the suffix. The
-    methods' papers and formulas: help(ratfast.averaging.methods).
+    read), a folder of such files, or a pattern; of what is found there, OUTPUT itself and averages that stand among
+    other checkpoints are left out. The result notes the inputs, their SHA-256 and the method, and appears under its
+    name once it is complete. Where a method makes several files, each gets its place into its name, for {alpha} in
+    OUTPUT or before the suffix. The methods' papers and formulas: help(ratfast.averaging.methods).
     """
     if Path(output).suffix.lower() in PICKLED_SUFFIXES:
         raise InputError(f"{output} would be a safetensors file: give it a name that ends in .safetensors")
@@ -194,7 +194,7 @@ def _combine(
         raise click.UsageError("Missing argument 'CHECKPOINT...'.")
     method = method or ("weighted" if "weights" in given or "weights_for" in given else "uniform")
     method = method.replace("_", "-")
-    paths = _inputs(checkpoints)
+    paths = _inputs(checkpoints, output)
     if method == GREEDY:
         return greedy(paths, output, given, buffers, dtype)
     if method in SELECTIONS:
@@ -210,23 +210,33 @@ def _combine(
         )
 
 
-def _inputs(names: Sequence[str]) -> list[str]:
-    """The checkpoints that are meant. Of what a folder or a pattern finds, averages among other checkpoints are not.
+def _inputs(names: Sequence[str], output: str) -> list[str]:
+    """The checkpoints that are meant. Of what a folder or a pattern finds, two kinds are not, and a line says so.
 
-    An average that was written beside its inputs would otherwise be averaged with them the next time.
+    They are the output of an earlier call, and averages among other checkpoints: what was written beside its inputs
+    would otherwise be averaged with them the next time.
     """
     paths: list[str] = []
     for name in names:
         found = [str(path) for path in find_checkpoints(name)]
-        averages = [] if found == [name] else [path for path in found if _is_average(path)]
-        if 0 < len(averages) < len(found):
-            found = [path for path in found if path not in averages]
-            click.echo(
-                f"ratfast: left out of {name}, as they are averages themselves: {', '.join(averages)}",
-                err=True,
-            )
+        if found != [name]:
+            found = _without(found, lambda path: _is_same(path, output), name, "as that is the output")
+            found = _without(found, _is_average, name, "as they are averages themselves")
         paths += found
     return paths
+
+
+def _without(found: list[str], matches: Callable[[str], bool], name: str, why: str) -> list[str]:
+    """What is found under a name, but for what matches where something else is left."""
+    left_out = [path for path in found if matches(path)]
+    if len(left_out) in (0, len(found)):
+        return found
+    click.echo(f"ratfast: left out of {name}, {why}: {', '.join(left_out)}", err=True)
+    return [path for path in found if path not in left_out]
+
+
+def _is_same(path: str, output: str) -> bool:
+    return os.path.exists(output) and os.path.samefile(path, output)
 
 
 def _is_average(path: str) -> bool:

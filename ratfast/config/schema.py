@@ -43,13 +43,15 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         aux: the data sets to fine-tune on first, named likewise.
         holdout_fraction: share of each domain kept for validation.
         backend: what decodes images; "auto" takes DALI for CUDA devices and torchvision elsewhere.
+        decode_threads: threads that read and decode images; unset, as many as the process may use, at most 3: with as
+            many of DALI's, the loader's one and the main one a run has at most eight then.
         image_size: side of the square images in pixels.
         train_cache_side: unset, training images are decoded whenever they are drawn; else they are decoded once, and
             kept with their shorter side resized to so many pixels if it is longer (`ratfast.data.training_cache`
             says what that does to the crops).
         train_cache_gib: most memory of each worker for them, in GiB; images beyond it are decoded whenever they are
             drawn.
-        eval_cache_gib: most memory of each worker for decoded evaluation images, in GiB; domains beyond it are
+        eval_cache_gib: most memory of each worker for decoded evaluation images, in GiB; images beyond it are
             decoded at each use.
         eval_cache_device_gib: most memory of a CUDA device for them, in GiB; what does not fit goes to the former.
         on_bad_image: what an image that cannot be read does: "error" ends the command and names it; "skip" leaves it
@@ -62,6 +64,7 @@ class Data(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     aux: tuple[_Text, ...] = ()
     holdout_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
     backend: Literal["auto", "dali", "torchvision"] = "auto"
+    decode_threads: Annotated[int, Meta(ge=1, le=256)] | None = None
     image_size: Annotated[int, Meta(ge=8, le=8192)] = 224
     train_cache_side: Annotated[int, Meta(ge=8, le=8192)] | None = None
     train_cache_gib: _Gib = 8.0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ratfast.data import demo
     from ratfast.data.augmentation import Augmentation
     from ratfast.data.backend import BACKENDS
-    from ratfast.data.decoded import DecodedCache, decode
+    from ratfast.data.decoded import DecodedCache, DecodedImages, decode
     from ratfast.data.files import BadImage, check_images, find_bad_images
     from ratfast.data.folders import Domain, DomainDataset, scan
     from ratfast.data.loader import Batch, Loader, build_loader
@@ -25,6 +25,7 @@ __all__ = [
     "BadImage",
     "Batch",
     "DecodedCache",
+    "DecodedImages",
     "Domain",
     "DomainDataset",
     "Loader",
@@ -43,6 +44,7 @@ _HOMES = {
     "BadImage": "files",
     "Batch": "loader",
     "DecodedCache": "decoded",
+    "DecodedImages": "decoded",
     "Domain": "folders",
     "DomainDataset": "folders",
     "Loader": "loader",

@@ -20,7 +20,7 @@ from torch import Tensor
 from ratfast.data.augmentation import COLOUR_OPERATIONS, Draws
 from ratfast.data.files import EncodedImage
 from ratfast.errors import InputError
-from ratfast.image_ops import COLOUR_BITS, OUTPUT_DTYPES, transform_images_
+from ratfast.image_ops import COLOUR_BITS, OUTPUT_DTYPES, scale_and_shift, transform_images_
 
 BACKENDS = ("auto", "dali", "torchvision")
 """Names of the decoders: NVIDIA DALI, torchvision with PIL, or the faster of them that works here."""
@@ -93,9 +93,7 @@ class Backend:
         self._device = device
         self._dtype = dtype
         self._threads = threads
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        self._scale = torch.from_numpy(1 / (255 * std)).float()
-        self._shift = torch.from_numpy(-mean / std).float()
+        self._scale, self._shift = scale_and_shift(mean, std)
 
     def augment(self, images: Sequence[EncodedImage], draws: Draws) -> Tensor:
         """Decode, crop, resize, change colours, flip and normalise: (N, 3, S, S), channels-last.

@@ -87,6 +87,31 @@ class Loader:
         """Images per domain and batch."""
         return self._batch_size
 
+    @property
+    def largest_batch(self) -> int:
+        """Images of all domains in a batch, and the most that `augment` takes."""
+        return self._batch_size * len(self._samples)
+
+    def augment(self, paths: Sequence[str], draws: Draws) -> torch.Tensor:
+        """Make a batch of other images, as those of training are made, on the same threads.
+
+        Args:
+            paths: at most `largest_batch` files.
+            draws: of as many images.
+
+        Returns:
+            (N, 3, S, S), like the images of a `Batch`.
+
+        Raises:
+            InputError: an image is missing, damaged or cannot be decoded; names the file.
+        """
+        self._check_open()
+        images = list(self._backend.pool.map(read_image, paths))
+        with self._making():
+            made = Batch(self._backend.augment(images, draws), torch.empty(0, device=self._device))
+            prepared = self._prepared(made)
+        return self._hand_over(prepared).images
+
     def batch_at(self, step: int) -> Batch:
         """Make the batch of one step, whatever came before it.
 
@@ -196,9 +221,19 @@ class Loader:
         labels = np.concatenate(
             [labels[row] for (_, labels), row in zip(self._samples, self._positions(step), strict=True)]
         )
+        with self._making():
+            return self._prepared(
+                Batch(self._augmented(images, draws), torch.from_numpy(labels).to(self._device))
+            )
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        """The backend is the caller's alone, on the loader's stream."""
         with self._lock, torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext():
-            batch = Batch(self._augmented(images, draws), torch.from_numpy(labels).to(self._device))
-            return _Prepared(batch, self._stream.record_event() if self._stream else None)
+            yield
+
+    def _prepared(self, batch: Batch) -> _Prepared:
+        return _Prepared(batch, self._stream.record_event() if self._stream else None)
 
     def _augmented(self, images: list[_Item], draws: Draws) -> torch.Tensor:
         if self._cache is None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ratfast.data import DecodedImages
+from ratfast.image_ops import normalise_images_, scale_and_shift
 from ratfast.models import Classifier
 from ratfast.models.folding import folded_once
 
@@ -24,22 +26,33 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def normalised(images: Tensor, model: Classifier) -> Tensor:
-    """Brings decoded images to the model's input.
+def normalised(
+    images: Tensor, model: Classifier, dtype: torch.dtype = torch.float32, room: Tensor | None = None
+) -> Tensor:
+    """Brings decoded images to the model's input, in the numbers that a training loader makes.
 
     Args:
-        images: `(N, 3, S, S)` uint8, any memory format.
+        images: `(N, 3, S, S)` uint8, any memory format; channels-last needs no copy.
         model: whose `normalisation` (mean and standard deviation per channel of images in [0, 1]) is used.
+        dtype: float32 or bfloat16.
+        room: the result of an earlier call with at least as many images of this size, to be written over.
 
     Returns:
-        `(N, 3, S, S)` float32, channels-last.
+        `(N, 3, S, S)`, channels-last.
     """
-    mean, std = (
-        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
-        for values in (model.normalisation.mean, model.normalisation.std)
-    )
-    scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-    return scaled.sub_(mean).div_(std)
+    pixels = images.permute(0, 2, 3, 1).contiguous()
+    if room is None:
+        out = torch.empty(pixels.shape, dtype=dtype, device=images.device)
+    else:
+        out = room[: len(images)].permute(0, 2, 3, 1)
+    scale_shift = scale_and_shift(model.normalisation.mean, model.normalisation.std)
+    normalise_images_(out, pixels, *scale_shift, threads=torch.get_num_threads())
+    return out.permute(0, 3, 1, 2)
+
+
+def input_dtype(precision: str) -> torch.dtype:
+    """What images are made in for a model that runs in `precision`."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 @contextmanager
@@ -51,13 +64,16 @@ def evaluating(model: Classifier, device: torch.device, precision: str) -> Itera
 
 
 def extract_features(
-    model: Classifier, images: Tensor, precision: str, progress: Callable[[int, int], None] | None = None
+    model: Classifier,
+    images: Tensor | DecodedImages,
+    precision: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Features of decoded images.
 
     Args:
         model: in evaluation mode.
-        images: `(N, 3, S, S)` uint8, on the model's device or on the CPU.
+        images: `(N, 3, S, S)` uint8, on the model's device or on the CPU, or what hands out batches of them.
         precision: `"float32"` or `"bfloat16"`.
         progress: called with the number of images done so far and their number in all.
 
@@ -67,8 +83,11 @@ def extract_features(
     features = []
     device = next(model.parameters()).device
     with evaluating(model, device, precision):
+        room = None  # of the first batch, for all: the page faults of new memory cost more than filling it
         for number, batch in enumerate(images.split(BATCH_SIZE), 1):
-            features.append(model.features(normalised(batch.to(device), model)))
+            batch = normalised(batch.to(device), model, input_dtype(precision), room)
+            room = batch if room is None else room
+            features.append(model.features(batch))
             if progress is not None:
                 progress(min(number * BATCH_SIZE, len(images)), len(images))
     return torch.cat(features)
@@ -89,7 +108,7 @@ def logits(model: Classifier, features: Tensor, precision: str) -> Tensor:
 
 def correct_mask(
     model: Classifier,
-    images: Tensor,
+    images: Tensor | DecodedImages,
     labels: Tensor,
     precision: str,
     progress: Callable[[int, int], None] | None = None,
@@ -113,7 +132,7 @@ def correct_mask(
 
 def accuracy(
     model: Classifier,
-    images: Tensor,
+    images: Tensor | DecodedImages,
     labels: Tensor,
     precision: str,
     progress: Callable[[int, int], None] | None = None,

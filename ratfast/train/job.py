@@ -18,7 +18,7 @@ from ratfast.config import Recipe
 from ratfast.models.folding import fold_batch_norm, worth_folding
 from ratfast.train import records
 from ratfast.train.context import Context
-from ratfast.train.evaluation import correct_mask
+from ratfast.train.evaluation import correct_mask, input_dtype
 from ratfast.train.fit import Schedule, Training
 from ratfast.train.plan import Job, evaluation_interval, run_arguments
 from ratfast.train.rows import start_along
@@ -72,16 +72,16 @@ def run_job(job: Job, context: Context) -> None:
         context.display.say(f"{job.name}: {line}")
 
     batch_size = recipe.train.batch_size
-    dtype = torch.bfloat16 if context.precision == "bfloat16" else torch.float32
+    dtype = input_dtype(context.precision)
     along = {name: start_along(name, job.steps) for name in job.along}
     data_of = (job.dataset, job.test_env, job.trial_seed)
     with ExitStack() as open_files:
         if recipe.folds_batch_norm:
             _fold(model, job, context)
             open_files.callback(models.unfold_batch_norm, model)  # folded layers refer to themselves
-        splits = tasks.evaluations(*data_of, model, job.run_seed, open_files)
-        validator = Validator(model, splits, context.precision, job.test_env)
         loader = open_files.enter_context(tasks.loader(*data_of, batch_size, model, job.run_seed, dtype))
+        splits = tasks.evaluations(*data_of, loader, job.run_seed)
+        validator = Validator(model, splits, context.precision, job.test_env)
         training = Training(model, arena, validator, schedule, along, stopwatch, say)
         snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams))
         earlier = snapshots.load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +58,7 @@ class Tasks:
             backend=recipe.data.backend,
             max_bytes=int(recipe.data.eval_cache_gib * _GIB),
             max_device_bytes=int(recipe.data.eval_cache_device_gib * _GIB),
+            threads=recipe.data.decode_threads,
             progress=partial(display.count, "decoding images for evaluation"),
         )
         side = recipe.data.train_cache_side
@@ -145,10 +145,11 @@ class Tasks:
             dtype=dtype,
             backend=self._data.backend,
             cache=self._training,
+            threads=self._data.decode_threads,
         )
 
     def validation(self, dataset: str, test_env: int | None, trial_seed: int) -> dict[Split, PlainImages]:
-        """The held-out halves of the training domains, decoded."""
+        """The held-out halves of the training domains."""
         return {
             (domain, "out"): PlainImages(
                 *self.images(dataset, domain, self.split(dataset, domain, trial_seed)[1])
@@ -161,9 +162,8 @@ class Tasks:
         dataset: str,
         test_env: int | None,
         trial_seed: int,
-        model: Classifier,
+        loader: data.Loader,
         seed: int,
-        open_files: ExitStack,
     ) -> Mapping[Split, Images]:
         """What is evaluated during training, by the protocol's switches `evaluated` and `validation_images`.
 
@@ -171,9 +171,8 @@ class Tasks:
             dataset: name of the data set.
             test_env: index of the held-out domain.
             trial_seed: the trial.
-            model: says how images are normalised.
-            seed: of augmented evaluation images.
-            open_files: closes what they are read with.
+            loader: of the run, for augmented images.
+            seed: of augmented images.
         """
         augmented = self._protocol.validation_images == "augmented"
         everything = self._protocol.evaluated == "all"
@@ -191,14 +190,10 @@ class Tasks:
                     labels = torch.as_tensor(
                         self.datasets[dataset].domains[domain].labels[indices], device=self._device
                     )
-                    batches = open_files.enter_context(
-                        AugmentedSplit(
-                            [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
-                            model,
-                            self._data,
-                            self._device,
-                            protocol.seed_hash(seed, "evaluation", domain, half),
-                        )
+                    batches = AugmentedSplit(
+                        [self.datasets[dataset].domains[domain].paths[i] for i in indices.tolist()],
+                        loader,
+                        protocol.seed_hash(seed, "evaluation", domain, half),
                     )
                     found[domain, half] = AugmentedImages(batches, labels)
                 else:
@@ -210,8 +205,10 @@ class Tasks:
         domains = range(len(self.datasets[dataset].domains))
         return min(len(self.split(dataset, domain, trial_seed)[0]) / batch_size for domain in domains)
 
-    def images(self, dataset: str, domain: int, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Decoded images `(N, 3, S, S)` uint8 and labels `(N,)` of a domain, or of some of its images."""
+    def images(
+        self, dataset: str, domain: int, indices: np.ndarray | None = None
+    ) -> tuple[data.DecodedImages, Tensor]:
+        """Images and labels `(N,)` of a domain, or of some of its images."""
         chosen = self.datasets[dataset].domains[domain]
         if indices is None and len(chosen.left_out):
             indices = chosen.usable()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ratfast import protocol
+from ratfast.data import DecodedImages
 from ratfast.models import Classifier
 from ratfast.train.evaluation import BATCH_SIZE, evaluating, extract_features, logits
 
@@ -22,11 +23,11 @@ class PlainImages:
     """Decoded images as they are; a frozen backbone's features of them need to be computed only once.
 
     Attributes:
-        images: `(N, 3, S, S)` uint8.
+        images: `(N, 3, S, S)` uint8, or what hands out batches of them.
         labels: `(N,)` int64.
     """
 
-    images: Tensor
+    images: Tensor | DecodedImages
     labels: Tensor
 
     def batches(self) -> Iterator[PlainImages]:

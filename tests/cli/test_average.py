@@ -271,16 +271,21 @@ def test_an_average_beside_its_inputs_is_not_averaged_again(tmp_path, monkeypatc
     for name, left_out in (("runs", False), ("runs", True), ("runs/*.safetensors", True)):
         done = run("-o", "runs/o.safetensors", name)
         assert done.exit_code == 0 and "average of 2 checkpoints" in done.stdout
-        said = "left out of " in done.stderr and "averages themselves: runs/o.safetensors" in done.stderr
+        said = f"left out of {name}, as that is the output: runs/o.safetensors" in done.stderr
         assert said == left_out
         assert checkpoints.load("runs/o.safetensors")["a"].tolist() == [0.5] * 4
+    done = run("-o", "b.safetensors", "runs")
+    assert "left out of runs, as they are averages themselves: runs/o.safetensors" in done.stderr
     done = run("-o", "b.safetensors", "runs/0.safetensors", "runs/o.safetensors")
     assert checkpoints.load("b.safetensors")["a"].tolist() == [0.25] * 4
     (tmp_path / "averages").mkdir()
     for n in range(2):
         assert run("-o", f"averages/{n}.safetensors", "runs/1.safetensors").exit_code == 0
-    assert run("-o", "c.safetensors", "averages").exit_code == 0
-    assert checkpoints.load("c.safetensors")["a"].tolist() == [1.0] * 4
+    checkpoints.save({"a": torch.zeros(4)}, "averages/2.safetensors", {"kind": "average"})
+    for _ in range(2):  # of averages alone, but for the output
+        done = run("-o", "averages/2.safetensors", "averages")
+        assert done.exit_code == 0 and "as that is the output: averages/2.safetensors" in done.stderr
+        assert checkpoints.load("averages/2.safetensors")["a"].tolist() == [1.0] * 4
 
 
 def test_how_many_checkpoints_went_into_it(tmp_path):

@@ -1,3 +1,6 @@
+import io
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +27,10 @@ def test_decode_is_domainbeds(root, backend_name, monkeypatch):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_nothing_to_decode(backend_name):
+def test_nothing_to_decode(root, backend_name):
     assert decode([], 16, backend=backend_name).shape == (0, 3, 16, 16)
+    nothing = DecodedCache(backend=backend_name).get(scan(root), 0, 16, [])
+    assert [batch.shape for batch in nothing.split(4)] == [(0, 3, 16, 16)] == [nothing.tensor().shape]
 
 
 def test_bad_size(root):
@@ -62,17 +67,18 @@ def test_each_image_is_decoded_once(root, decodings):
     decodings.clear()
     rows = np.array([7, 2, 7, 0])
     found = cache.get(dataset, 1, 16, rows)
-    assert torch.equal(found, whole[torch.from_numpy(rows)])
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found.tensor(), whole[torch.from_numpy(rows)])
+    assert found.tensor().is_contiguous(memory_format=torch.channels_last)
+    assert len(found) == 4
     assert decodings == [3]
-    assert torch.equal(cache.get(dataset, 1, 16, [2, 0]), whole[[2, 0]])
+    assert torch.equal(cache.get(dataset, 1, 16, [2, 0]).tensor(), whole[[2, 0]])
     assert decodings == [3]
-    assert torch.equal(cache.get(dataset, 1, 16), whole)
+    assert torch.equal(cache.get(dataset, 1, 16).tensor(), whole)
     assert decodings == [3, 7]
     cache.get(dataset, 1, 20, [0])
     cache.get(dataset, 0, 16, [0])
     assert decodings == [3, 7, 1, 1]
-    assert cache.nbytes == 10 * 3 * (16 * 16 * 2 + 20 * 20)
+    assert cache.nbytes == 3 * (11 * 16 * 16 + 20 * 20)
     cache.clear()
     assert cache.nbytes == 0
 
@@ -85,15 +91,60 @@ def test_a_new_scan_of_the_same_folder_is_the_same_dataset(root, decodings):
 
 
 def test_memory_limit(root, decodings):
+    """What is beyond it is decoded batch by batch whenever it is used, never as a whole."""
     dataset = scan(root)
-    cache = DecodedCache(backend="torchvision", max_bytes=10 * 3 * 16 * 16)
-    first = cache.get(dataset, 0, 16)
+    image = 3 * 16 * 16
+    cache = DecodedCache(backend="torchvision", max_bytes=7 * image + 5)
+    expected = decode(dataset.domains[0].paths, 16, backend="torchvision")
+    decodings.clear()
+    rows = [4, 9, 0, 1, 2, 5, 6, 3, 8, 7]
+    images = cache.get(dataset, 0, 16, rows)
+    assert decodings == [7] and cache.nbytes == 7 * image
     for _ in range(2):
-        assert torch.equal(
-            cache.get(dataset, 1, 16, [3]), decode([dataset.domains[1].paths[3]], 16, backend="torchvision")
-        )
-    assert torch.equal(cache.get(dataset, 0, 16), first)
-    assert cache.nbytes == 10 * 3 * 16 * 16
+        decodings.clear()
+        batches = list(images.split(4))
+        assert torch.equal(torch.cat(batches), expected[rows])
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert decodings == [1, 2]
+    decodings.clear()
+    other = cache.get(dataset, 1, 16, [3])
+    assert decodings == [] and cache.nbytes == 7 * image
+    assert torch.equal(other.tensor(), decode([dataset.domains[1].paths[3]], 16, backend="torchvision"))
+
+
+def test_the_same_images_again_are_not_copied(root):
+    """Nor is any run of consecutive ones, such as the whole domain in its order."""
+    dataset = scan(root)
+    cache = DecodedCache(backend="torchvision")
+    rows = [7, 2, 9, 4, 0]
+    first, again = (list(cache.get(dataset, 0, 16, rows).split(2)) for _ in range(2))
+    assert [batch.data_ptr() for batch in first] == [batch.data_ptr() for batch in again]
+    whole = list(cache.get(dataset, 1, 16).split(4))
+    assert whole[1].data_ptr() == whole[0].data_ptr() + 4 * 3 * 16 * 16
+    part = next(cache.get(dataset, 1, 16, np.arange(3, 6)).split(4))
+    assert part.data_ptr() == whole[0].data_ptr() + 3 * 3 * 16 * 16
+
+
+def test_leaving_a_decoding_and_a_bad_file_in_it(root, tmp_path, backend_name):
+    """Decoding goes on in the background only while somebody takes the batches."""
+    for domain in ("a", "b"):
+        for number in range(6):
+            path = tmp_path / domain / "class" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(path)
+    dataset = scan(tmp_path)
+    cache = DecodedCache(backend=backend_name, max_bytes=0)
+    before = threading.active_count()
+    batches = cache.get(dataset, 0, 16).split(2)
+    assert next(batches)[1, 0, 0, 0] == 1
+    batches.close()
+    assert threading.active_count() == before
+    (tmp_path / "a" / "class" / "4.png").write_bytes(b"text")
+    taken = []
+    with pytest.raises(InputError, match=r"4\.png is not an image"):
+        taken.extend(cache.get(dataset, 0, 16).split(2))
+    assert len(taken) == 2
+    assert threading.active_count() == before
 
 
 def test_wrong_index(root):
@@ -117,27 +168,32 @@ def test_after_a_failure_the_image_is_still_missing(root, tmp_path, monkeypatch)
         with pytest.raises(InputError, match="broken"):
             cache.get(dataset, 0, 16, [1])
     expected = decode([dataset.domains[0].paths[1]], 16, backend="torchvision")
-    assert torch.equal(cache.get(dataset, 0, 16, [1]), expected)
+    assert torch.equal(cache.get(dataset, 0, 16, [1]).tensor(), expected)
 
 
-def test_the_first_place_that_has_room(root):
+def test_the_first_place_that_has_room(root, monkeypatch):
     """The device, then the CPU, then nowhere: on the meta device, which keeps no pixels, in place of a GPU."""
-    dataset, size = scan(root), 10 * 3 * 16 * 16
-    cache = DecodedCache(device="meta", max_device_bytes=size, max_bytes=size)
-    places = [cache._store((str(dataset.root), name, 16), 10) for name in dataset.domain_names]
-    assert [None if place is None else place.pixels.device.type for place in places] == ["meta", "cpu", None]
-    assert cache.nbytes == 2 * size
+    dataset, image = scan(root), 3 * 16 * 16
+    cache = DecodedCache(device="meta", max_device_bytes=4 * image, max_bytes=5 * image)
+    monkeypatch.setattr(module, "_decode_rows", lambda *_: None)
+    monkeypatch.setattr(module, "_open", lambda *_: io.BytesIO())
+    images = cache.get(dataset, 0, 16)
+    assert [(pixels.device.type, len(pixels)) for pixels, *_ in images._places] == [("meta", 4), ("cpu", 5)]
+    assert cache.nbytes == 9 * image
+    assert not cache.get(dataset, 1, 16)._places
+    unlimited = DecodedCache(device="meta", max_bytes=5 * image).get(dataset, 0, 16)
+    assert [(pixels.device.type, len(pixels)) for pixels, *_ in unlimited._places] == [("meta", 10)]
 
 
 @pytest.mark.cuda
 def test_on_cuda_and_beside_it(root, cuda):
     dataset, size = scan(root), 10 * 3 * 16 * 16
     cache = DecodedCache(device=cuda, max_device_bytes=size, backend="torchvision")
-    kept = [cache.get(dataset, domain, 16, [3, 1]) for domain in range(2)]
-    assert [images.device.type for images in kept] == ["cuda", "cpu"]
-    for domain, images in enumerate(kept):
-        paths = [dataset.domains[domain].paths[i] for i in (3, 1)]
-        assert torch.equal(images.cpu(), decode(paths, 16, backend="torchvision"))
+    for domain, device in enumerate(("cuda", "cpu")):
+        cache.get(dataset, domain, 16)
+        images = next(cache.get(dataset, domain, 16).split(10))
+        assert images.device.type == device
+        assert torch.equal(images.cpu(), decode(dataset.domains[domain].paths, 16, backend="torchvision"))
 
 
 def test_evaluation_is_torchvisions_on_the_demonstration(tmp_path, backend_name):

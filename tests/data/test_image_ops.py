@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from ratfast import image_ops, image_reference, native
-from ratfast.image_ops import COLOUR_BITS, transform_images_
+from ratfast.image_ops import COLOUR_BITS, normalise_images_, scale_and_shift, transform_images_
 
 # Before version 13, Pillow always resized columns first (see lowers_first in csrc/core/image_formula.h).
 COLUMNS_FIRST = int(PIL.__version__.split(".")[0]) < 13
@@ -110,21 +110,35 @@ def test_all_of_it(dtype, threads):
         assert torch.equal(found, expected)
 
 
+def many_numbers():
+    """Bytes of what both operators make, infinities and NaN among them."""
+    images = transformed(random_arguments(9, 30))
+    scale, shift = torch.tensor([0.017, torch.inf, -torch.inf]), torch.tensor([-2.1, 3e38, torch.inf])
+    return b"".join(
+        made.view(torch.uint8).numpy().tobytes()
+        for made in (
+            images,
+            normalised(images),
+            normalised(images, torch.bfloat16),
+            normalised(images, torch.bfloat16, scale=scale, shift=shift).nan_to_num(5.0),
+        )
+    )
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same_bits(capability):
     if native.status().cpu_capability is None:
         pytest.skip("no native code")
     code = (
         "import sys; sys.path.insert(0, 'tests/data'); import hashlib, torch, test_image_ops as t;"
-        "print(hashlib.sha256(t.transformed(t.random_arguments(9, 30)).numpy().tobytes()).hexdigest())"
+        "print(hashlib.sha256(t.many_numbers()).hexdigest())"
     )
     environment = os.environ | {"RATFAST_CPU_CAPABILITY": capability}
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=True
     )
-    expected = transformed(random_arguments(9, 30)).numpy().tobytes()
-    assert done.stdout.split()[-1] == hashlib.sha256(expected).hexdigest()
+    assert done.stdout.split()[-1] == hashlib.sha256(many_numbers()).hexdigest()
 
 
 def test_parts_of_larger_memory():
@@ -174,6 +188,75 @@ def test_bad_arguments(change, complaint):
         transform_images_(**(good | change))
 
 
+def normalised(pixels, dtype=torch.float32, threads=1, scale=SCALE, shift=SHIFT):
+    out = torch.full((len(pixels) + 1, *pixels.shape[1:]), 7).to(dtype)
+    normalise_images_(out[1:], pixels, scale, shift, threads=threads)
+    assert (out[0] == 7).all()
+    return out[1:]
+
+
+def test_normalise_is_torchvisions():
+    pixels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).repeat(1, 1, 1, 3)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    found = normalised(pixels, scale=scale_and_shift(mean, std)[0], shift=scale_and_shift(mean, std)[1])
+    expected = F.normalize(pixels.permute(0, 3, 1, 2).float() / 255, mean, std)
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_normalise_gives_the_bits_of_the_whole_pass(count, height, width, dtype, threads, seed):
+    """Whatever the boundary that images of odd sizes lie on, and that the output lies on."""
+    pixels = torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    )
+    none = torch.zeros(count, dtype=torch.int64)
+    boxes = torch.tensor([[0, 0, height, width]] * count)
+    whole = transformed((list(pixels), boxes, none, torch.zeros(count, 4), none), (height, width), dtype)
+    assert torch.equal(normalised(pixels, dtype, threads), whole)
+    expected = torch.empty_like(whole)
+    image_reference.normalise_images_(expected, pixels, SCALE, SHIFT, 1)
+    assert torch.equal(whole, expected)
+
+
+def test_normalise_many_on_threads():
+    pixels = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (9, 171, 173, 3), dtype=np.uint8))
+    assert torch.equal(normalised(pixels, threads=4), normalised(pixels))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"images": torch.zeros(2, 4, 4, 3)}, "images must be"),
+        ({"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8).permute(0, 2, 3, 1)}, "images must be"),
+        ({"images": torch.zeros(2, 4, 5, 3, dtype=torch.uint8)}, "shape of out"),
+        ({"images": torch.zeros(3, 4, 4, 3, dtype=torch.uint8)}, "out must be"),
+        ({"out": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)}, "float32 or bfloat16"),
+        ({"out": torch.zeros(2, 4, 4, 3, dtype=torch.float64)}, "float32 or bfloat16"),
+        ({"scale": torch.ones(4)}, "scale"),
+    ],
+)
+def test_bad_arguments_of_normalise(change, complaint):
+    if native.status().cpu_capability is None:
+        pytest.skip("no native code: torch refuses in its own words")
+    good = {
+        "out": torch.zeros(2, 4, 4, 3),
+        "images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8),
+        "scale": SCALE,
+        "shift": SHIFT,
+    }
+    normalise_images_(**good)
+    with pytest.raises(RuntimeError, match=complaint):
+        normalise_images_(**(good | change))
+
+
 def test_without_native_code():
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); sys.path.insert(0, 'tests/data');"
@@ -202,3 +285,16 @@ def test_on_cuda(cuda, dtype):
     out = torch.empty_like(expected, device=cuda)
     transform_images_(out, [image.to(cuda) for image in images], *rest, SCALE, SHIFT)
     assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", image_ops.OUTPUT_DTYPES[1:])
+@pytest.mark.parametrize("side", [5, 224])
+def test_normalise_on_cuda(cuda, dtype, side):
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (70, side, side, 3), dtype=np.uint8))
+    for first in (0, 1):
+        images = pixels[first:].contiguous()
+        on_device = pixels.to(cuda)[first:]
+        out = torch.empty(on_device.shape, dtype=dtype, device=cuda)
+        normalise_images_(out, on_device, SCALE, SHIFT)
+        assert torch.equal(out.cpu(), normalised(images, dtype))

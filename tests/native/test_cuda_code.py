@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parents[2] / "csrc/cuda"
 @pytest.mark.skipif(
     shutil.which("nvcc") is None or not SOURCES.is_dir(), reason="no nvcc, or no sources here"
 )
-@pytest.mark.parametrize("name", ["adam", "sgd", "norm", "mix"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "norm", "mix", "image"])
 def test_elements_stay_in_registers(name, tmp_path):
     """An array that the compiler cannot keep in registers appears in PTX as a depot of local memory."""
     output = tmp_path / "kernels.ptx"

@@ -30,4 +30,14 @@ int transform(int count, std::uint8_t** images, const long long* strides, const 
   std::vector<std::uint64_t> workspace(cuda::image_workspace(sources, target) / 8 + 1, 0x7fff7fff7fff7fff);
   return cuda::transform_images(sources, target, workspace.data(), nullptr);
 }
+
+// -1 after an access that a GPU would refuse.
+int normalise(const std::uint8_t* pixels, long long count, void* out, int type, int height, int width,
+              const float* scale, const float* shift) {
+  const ImageTarget target = {out,   static_cast<ImageType>(type),   height,
+                              width, {scale[0], scale[1], scale[2]}, {shift[0], shift[1], shift[2]}};
+  misaligned = false;
+  const cudaError_t status = cuda::normalise_images(pixels, count, target, nullptr);
+  return misaligned ? -1 : status;
+}
 }
