@@ -107,8 +107,9 @@ def _row(stage: str, tasks: Sequence[Mapping[str, Any]]) -> str:
     count = {state: sum(task["state"] == state for task in tasks) for state in ("done", "begun", "to do")}
     updates = sum(task["steps"] - task["updates"] for task in tasks)
     images = sum(task["images"] for task in tasks)
-    seconds = [task["seconds"] for task in tasks if task["stage"] != "averages" or task["state"] == "done"]
-    time = "" if None in seconds or not seconds else duration(sum(seconds))
+    # Averages, whose time is not known, count as nothing in the sum of all stages.
+    seconds = [task["seconds"] for task in tasks if task["stage"] != "averages" or stage == "averages"]
+    time = "" if None in seconds else duration(sum(seconds))
     return (
         f"{stage:<11}{len(tasks):>7,}{count['done']:>7,}{count['begun']:>7,}{count['to do']:>7,}"
         f"{updates:>14,}{images:>15,}{time:>12}"

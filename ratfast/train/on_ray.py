@@ -35,6 +35,7 @@ LOCAL = "local"
 ENDING_SECONDS = 60.0
 """How long workers may take to save the states of their trainings after an interruption."""
 
+_CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 
 
@@ -71,6 +72,7 @@ def connected(address: str, workers: int | None) -> Iterator[Any]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # as Ray recommends; silences its warning
     try:
+        _require_listener(address)
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -82,6 +84,13 @@ def connected(address: str, workers: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError if nobody listens at an address of host and port, which Ray would find out after minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def device_of(ray: Any, name: str) -> torch.device:
@@ -120,7 +129,10 @@ def carry_out(ray: Any, plan: Plan, shared: Shared, output: Path, display: Displ
         "max_calls": 0,  # a process keeps what tasks share, such as decoded images
     }
     remote = ray.remote(**options)(_work)
-    mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     shared_place, site = ray.put(shared), Site(os.getcwd(), find_holder(output))
     needs = plan.prerequisites()
     places: dict[str, Any] = {}
@@ -177,7 +189,7 @@ def _conclude(ray: Any, plan: Plan, places: dict[str, Any], retries: int, output
 
 
 class Mailbox:
-    """Where workers leave what they tell, as an actor."""
+    """Where workers leave what they tell, as an actor on the machine of the command."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []

@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def start(folder: Path, workers: int) -> int:
         os._exit(end.code)
     except KeyboardInterrupt:  # before or after the command itself
         os._exit(130)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(99)
 
@@ -123,7 +127,7 @@ def main() -> None:
             code = None
             for _ in range(2):
                 code = wait(
-                    process, chance.uniform(0, length * 0.7) if kills.total() < options.kills else 600
+                    process, chance.uniform(0, length * 0.35) if kills.total() < options.kills else 600
                 )
                 if code is not None:
                     break

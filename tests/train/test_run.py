@@ -3,12 +3,7 @@
 import io
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -237,36 +232,6 @@ def test_stopped_within_a_run_it_goes_on_there(
             for file in (path, tmp_path / "output" / path.relative_to(whole))
         )
         assert again == rows, path
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_table(
-    finished, data_dir, backbone_file, tmp_path
-) -> None:
-    _, summary = finished
-    recipe = tmp_path / "recipe.toml"
-    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
-    recipe.write_text(config.from_dict(values).to_toml())
-    code = "import sys; from ratfast import config, train; train.run(config.load(sys.argv[1]))"
-    command = [sys.executable, "-c", code, str(recipe)]
-    moments = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(3, 9))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    again = json.loads((tmp_path / "output" / "summary.json").read_text())
-    for record, expected in zip(again["members"], summary["members"], strict=True):
-        assert {key: record[key] for key in ("name", "val", "test")} == {
-            key: expected[key] for key in ("name", "val", "test")
-        }
-    for method, expected in summary["averages"].items():
-        assert {key: again["averages"][method][key] for key in ("val", "test", "members")} == {
-            key: expected[key] for key in ("val", "test", "members")
-        }
-    leftovers = [path for path in (tmp_path / "output").rglob("*") if ".partial" in path.name]
-    assert leftovers == []
 
 
 def damaged(data_dir: Path, copy: Path, name: str) -> Path:
