@@ -114,6 +114,18 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __getitem__(self, cut: slice) -> DecodedImages:
+        """Some of the images that lie one after the other, of none of which a copy is made."""
+        start, stop, _ = cut.indices(len(self))
+        places = []
+        for pixels, images, positions in self._places:
+            low, high = np.searchsorted(images, (start, stop))
+            if low < high:
+                places.append((pixels, images[low:high] - start, positions[low:high]))
+        return DecodedImages(
+            self._paths[start:stop], places, self._size, self._device, self._backend, self._threads
+        )
+
     def split(self, size: int) -> Iterator[torch.Tensor]:
         """Yields uint8 (at most `size`, 3, S, S), channels-last; not to be written to.
 

@@ -32,8 +32,9 @@ class PlainImages:
 
     def batches(self) -> Iterator[PlainImages]:
         """The same images in the batches that they are evaluated in."""
-        for images, labels in zip(self.images.split(BATCH_SIZE), self.labels.split(BATCH_SIZE), strict=True):
-            yield PlainImages(images, labels)
+        for start in range(0, len(self.labels), BATCH_SIZE):
+            batch = slice(start, start + BATCH_SIZE)
+            yield PlainImages(self.images[batch], self.labels[batch])
 
 
 @dataclass(frozen=True, eq=False)

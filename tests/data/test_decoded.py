@@ -112,6 +112,19 @@ def test_memory_limit(root, decodings):
     assert torch.equal(other.tensor(), decode([dataset.domains[1].paths[3]], 16, backend="torchvision"))
 
 
+@pytest.mark.parametrize("kept", [0, 4, 7, None])
+def test_slices_are_the_images_that_lie_there(root, kept):
+    dataset = scan(root)
+    limit = None if kept is None else kept * 3 * 16 * 16
+    rows = [4, 9, 0, 1, 2, 5, 6, 3, 8, 7]
+    images = DecodedCache(backend="torchvision", max_bytes=limit).get(dataset, 0, 16, rows)
+    whole = images.tensor()
+    for cut in (slice(0, 4), slice(3, 9), slice(8, 12), slice(5, 5), slice(None, 2), slice(2, None)):
+        assert len(images[cut]) == len(rows[cut])
+        assert torch.equal(images[cut].tensor(), whole[cut])
+        assert torch.equal(images[cut][1:3].tensor(), whole[cut][1:3])
+
+
 def test_the_same_images_again_are_not_copied(root):
     """Nor is any run of consecutive ones, such as the whole domain in its order."""
     dataset = scan(root)
