@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 import pdoc
@@ -33,6 +34,8 @@ def render(folder: Path) -> None:
         if not name.startswith("!"):
             _load_names(name)
     pdoc.render.configure(docformat="google", show_source=False)
+    # In a checkout pdoc finds a folder `ratfast` besides the package that is installed, and takes the latter.
+    warnings.filterwarnings("ignore", message=".*may refer to either the installed Python module or the local")
     pdoc.pdoc(*PAGES, output_directory=folder)
 
 

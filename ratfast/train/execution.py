@@ -35,12 +35,17 @@ from ratfast.train.workers import Workers
 _FREE_KEYS = (
     "output.dir",
     "data.dir",
+    "data.decode_threads",
+    "data.train_cache_gib",
+    "data.eval_cache_gib",
+    "data.eval_cache_device_gib",
     "train.threads",
     "train.device",
     "train.workers",
     "train.retries",
     "train.ray",
     "train.snapshot_seconds",
+    "train.cuda_graph",
 )
 
 

@@ -164,6 +164,13 @@ def test_another_recipe_does_not_mix_with_finished_runs(finished, data_dir, back
         train.run(config.from_dict(values))
 
 
+def test_memory_and_threads_may_be_others_when_a_recipe_goes_on(finished, data_dir, backbone_file) -> None:
+    output, summary = finished
+    values = tiny_values(data_dir, backbone_file, output)
+    values["data"] |= {"eval_cache_gib": 0.0, "decode_threads": 1}
+    assert train.run(config.from_dict(values))["averages"] == summary["averages"]
+
+
 def test_given_auxiliary_weights_take_the_place_of_trained_ones(
     finished, data_dir, backbone_file, tmp_path
 ) -> None:
