@@ -35,7 +35,9 @@ def render(folder: Path) -> None:
             _load_names(name)
     pdoc.render.configure(docformat="google", show_source=False)
     # In a checkout pdoc finds a folder `ratfast` besides the package that is installed, and takes the latter.
-    warnings.filterwarnings("ignore", message=".*may refer to either the installed Python module or the local")
+    warnings.filterwarnings(
+        "ignore", message=".*may refer to either the installed Python module or the local"
+    )
     pdoc.pdoc(*PAGES, output_directory=folder)
 
 
