@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from ratfast import image_reference, native
-
-COLOUR_BITS = {"brightness": 1, "contrast": 2, "saturation": 4, "hue": 8, "grayscale": 16}
-"""The colour operations, in the order they are carried out, and their bits in `operations`."""
+from ratfast.image_reference import COLOUR_BITS as COLOUR_BITS
 
 OUTPUT_DTYPES = (torch.uint8, torch.float32, torch.bfloat16)
 

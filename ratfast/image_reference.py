@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+COLOUR_BITS = {"brightness": 1, "contrast": 2, "saturation": 4, "hue": 8, "grayscale": 16}
+"""The colour operations, in the order they are carried out, and their bits in `operations`."""
+
 
 def transform_images_(
     out: Tensor,
@@ -33,15 +36,15 @@ def transform_images_(
         if flips[n]:
             picture = F.horizontal_flip(picture)
         chosen, (brightness, contrast, saturation, hue) = int(operations[n]), factors[n].tolist()
-        if chosen & 1:
+        if chosen & COLOUR_BITS["brightness"]:
             picture = F.adjust_brightness(picture, brightness)
-        if chosen & 2:
+        if chosen & COLOUR_BITS["contrast"]:
             picture = F.adjust_contrast(picture, contrast)
-        if chosen & 4:
+        if chosen & COLOUR_BITS["saturation"]:
             picture = F.adjust_saturation(picture, saturation)
-        if chosen & 8:
+        if chosen & COLOUR_BITS["hue"]:
             picture = _hue_shifted(picture, int(hue))
-        if chosen & 16:
+        if chosen & COLOUR_BITS["grayscale"]:
             picture = F.rgb_to_grayscale(picture, num_output_channels=3)
         pixels = torch.from_numpy(np.array(picture))
         if out.dtype != torch.uint8:

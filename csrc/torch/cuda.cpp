@@ -1,22 +1,15 @@
 // The operators' CUDA implementations.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include "../cuda/launch.h"
 #include "common.h"
 #include "step_arguments.h"
+#include "stream.h"
 
 namespace {
 
 using namespace ratfast;
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 void mix_(Tensors outputs, Tensors sources, const Tensor& weights) {
   const MixArguments arguments(outputs, sources, weights);

@@ -1,21 +1,14 @@
 // The image operators' CUDA implementation.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include "../cuda/image.h"
 #include "image_arguments.h"
+#include "stream.h"
 
 namespace {
 
 using namespace ratfast;
-
-cudaStream_t current_stream(const Tensor& out) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(out.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 void transform_images_(const Tensor& out, Tensors images, const Tensor& boxes, const Tensor& flips,
                        const Tensor& factors, const Tensor& operations, const Tensor& scale,

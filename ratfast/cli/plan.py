@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ratfast import catalogue, data
 from ratfast.cli.context import CONTEXT
 from ratfast.cli.recipes import other_keys, read_recipe, recipe_arguments
 
@@ -47,13 +46,10 @@ def plan(
     """
     from ratfast.train.estimate import estimate
     from ratfast.train.lock import find_holder
-    from ratfast.train.plan import make_plan
+    from ratfast.train.plan import make_plan, scan_datasets
 
     built = read_recipe(recipe, overrides, values)
-    datasets = {
-        name: data.scan(catalogue.find_folder(built.data.dir, name), name)
-        for name in [built.data.target, *built.data.aux]
-    }
+    datasets = scan_datasets(built)
     notes: list[str] = []
     made = make_plan(built, datasets, notes.append)
     found = estimate(

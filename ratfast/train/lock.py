@@ -31,7 +31,7 @@ BEAT_SECONDS = 5.0
 """Between two heartbeats."""
 
 PATIENCE_SECONDS = 60.0
-"""How long the workers of a command that was killed may take to save what they have and end."""
+"""How long the workers of a command that ends, or was killed, may take to save what they have and end."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TAKEN = (errno.EAGAIN, errno.EACCES)

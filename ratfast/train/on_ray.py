@@ -19,7 +19,7 @@ import torch
 
 from ratfast.errors import InputError
 from ratfast.train.failures import Failure, failure_of, record_failure, unfinished
-from ratfast.train.lock import Holder, find_holder
+from ratfast.train.lock import PATIENCE_SECONDS, Holder, find_holder
 from ratfast.train.plan import Plan, Task
 from ratfast.train.progress import Display
 from ratfast.train.shared import Shared
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 """The address of a cluster of this machine alone, started for the command."""
-
-ENDING_SECONDS = 60.0
-"""How long workers may take to save the states of their trainings after an interruption."""
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
@@ -147,7 +144,7 @@ def carry_out(ray: Any, plan: Plan, shared: Shared, output: Path, display: Displ
         # The trainings that go on save their states, as they do on Ctrl-C.
         for place in places.values():
             ray.cancel(place, force=False)
-        ray.wait(list(places.values()), num_returns=len(places), timeout=ENDING_SECONDS)
+        ray.wait(list(places.values()), num_returns=len(places), timeout=PATIENCE_SECONDS)
         raise
     _conclude(ray, plan, places, retries, output)
 

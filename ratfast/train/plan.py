@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ratfast import protocol
+from ratfast import catalogue, protocol
 from ratfast.config import Recipe
-from ratfast.data import DomainDataset
+from ratfast.data import DomainDataset, scan
 from ratfast.errors import InputError
 from ratfast.train import records
 from ratfast.train.rows import SWEEPS, along_names, row_names
@@ -143,6 +143,18 @@ class Plan:
     def trial_seeds(self) -> list[int]:
         """Every trial that has members, ascending."""
         return sorted({job.trial_seed for jobs in self.sweeps.values() for job in jobs})
+
+
+def scan_datasets(recipe: Recipe) -> dict[str, DomainDataset]:
+    """The target and the auxiliary data sets of a recipe by name, as their folders are.
+
+    Raises:
+        InputError: a folder is missing or of the wrong form.
+    """
+    return {
+        name: scan(catalogue.find_folder(recipe.data.dir, name), name)
+        for name in [recipe.data.target, *recipe.data.aux]
+    }
 
 
 def find_test_env(target: DomainDataset, test_env: int | str) -> int:

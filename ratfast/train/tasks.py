@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratfast import catalogue, data, protocol
+from ratfast import data, protocol
 from ratfast.config import Recipe
 from ratfast.data.checking import departures
 from ratfast.errors import InputError
 from ratfast.models import Classifier
 from ratfast.train import left_out
 from ratfast.train.augmented import AugmentedSplit
+from ratfast.train.plan import scan_datasets
 from ratfast.train.progress import View
 from ratfast.train.validation import AugmentedImages, Images, PlainImages, Split
 
@@ -71,10 +72,7 @@ class Tasks:
 
     def _find(self, recipe: Recipe, display: View) -> dict[str, data.DomainDataset]:
         """Scans and checks the data sets, and settles which images are left out."""
-        datasets = {
-            name: data.scan(catalogue.find_folder(recipe.data.dir, name), name)
-            for name in [recipe.data.target, *recipe.data.aux]
-        }
+        datasets = scan_datasets(recipe)
         for name, dataset in datasets.items():
             differing = departures(dataset)
             if differing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -115,21 +115,16 @@ class Validator:
         """The held-out halves of the training domains."""
         return [split for split in self._splits if split[1] == "out" and split[0] != self._test_env]
 
-    def scores(
-        self, *, frozen: bool = False, step: int = 0, only: Collection[Split] | None = None
-    ) -> dict[Split, Score]:
+    def scores(self, *, frozen: bool = False, step: int = 0) -> dict[Split, Score]:
         """What each split says; the model is left in training mode.
 
         Args:
             frozen: as in `__call__`.
             step: as in `__call__`.
-            only: these splits; all by default.
         """
         self._model.eval()
         scores = {}
         for split, images in self._splits.items():
-            if only is not None and split not in only:
-                continue
             found = logits(self._model, self._features(split, images, frozen, step), self._precision).float()
             labels = images.labels
             loss = float(F.cross_entropy(found, labels)) if len(labels) else 0.0

@@ -22,14 +22,12 @@ from types import TracebackType
 
 from ratfast.train.agenda import Agenda
 from ratfast.train.failures import Failure, failure_of_exit, record_failure
+from ratfast.train.lock import PATIENCE_SECONDS
 from ratfast.train.plan import Plan, Task
 from ratfast.train.progress import Display
 from ratfast.train.shared import Shared
 from ratfast.train.state import is_done
 from ratfast.train.worker import Event
-
-ENDING_SECONDS = 60.0
-"""How long a worker may take to save the state of its training when it is to end."""
 
 _CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -144,7 +142,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        deadline = time.monotonic() + ENDING_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         for worker in self._workers.values():
             worker.terminate()
         for worker in self._workers.values():
@@ -205,7 +203,7 @@ class Workers:
                 event = connection.recv()
             except (EOFError, OSError):
                 del self._workers[connection]
-                code = worker.join(ENDING_SECONDS)
+                code = worker.join(PATIENCE_SECONDS)
                 if worker.task is not None:
                     yield worker, Event("failed", (failure_of_exit(code),))
             else:
