@@ -143,6 +143,7 @@ def test_data_and_models_never_import_the_engines(module: str) -> None:
         "ratfast.train.lock",
         "ratfast.train.plan",
         "ratfast.train.state",
+        "ratfast.train.store",
     ],
 )
 def test_importing_stays_free_of_torch(module: str) -> None:

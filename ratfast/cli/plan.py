@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ratfast.cli.context import CONTEXT
 from ratfast.cli.recipes import other_keys, read_recipe, recipe_arguments
+from ratfast.errors import InputError
 
 if TYPE_CHECKING:
     from ratfast.train.lock import Holder
@@ -45,24 +45,36 @@ def plan(
     --images-per-second. The time is that of --workers N workers (1 if it is not given).
     """
     from ratfast.train.estimate import estimate
-    from ratfast.train.lock import find_holder
     from ratfast.train.plan import make_plan, scan_datasets
+    from ratfast.train.remote import StoreError
+    from ratfast.train.store import open_store
 
     built = read_recipe(recipe, overrides, values)
     datasets = scan_datasets(built)
     notes: list[str] = []
     made = make_plan(built, datasets, notes.append)
-    found = estimate(
-        made, built, datasets, images_per_second=images_per_second, price_per_hour=price_per_hour
-    )
-    holder = find_holder(Path(built.output.dir))
+    store = open_store(built)
+    try:
+        with store.looked_at(made.tasks) as output:
+            found = estimate(
+                made,
+                built,
+                datasets,
+                output=output,
+                images_per_second=images_per_second,
+                price_per_hour=price_per_hour,
+            )
+        holder = store.holder()
+    except StoreError as error:
+        raise InputError(f"output.store: {error}") from error
     if as_json:
         running = None if holder is None else str(holder)
         click.echo(json.dumps({**found, "running": running, "notes": notes}, indent=2))
         return
     target = datasets[built.data.target]
+    kept = "" if store.remote is None else f", {store}"
     click.echo(
-        f"{target.name}, tested on {target.domains[made.test_env].name}; output folder {found['output']}"
+        f"{target.name}, tested on {target.domains[made.test_env].name}; output folder {found['output']}{kept}"
     )
     for line in [*notes, *_lines(found, holder, price_per_hour)]:
         click.echo(line)

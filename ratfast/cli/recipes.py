@@ -53,6 +53,12 @@ FLAGS = (
     Flag("--steps", "train.steps", "N", "Optimizer steps of each fine-tuning."),
     Flag("--seed", "train.seed", "N", "Seed of the first trial."),
     Flag("--output", "output.dir", "DIR", "Folder to write to, and to continue from."),
+    Flag(
+        "--store",
+        "output.store",
+        "URL",
+        "Folder (s3://, gs://, ...) where results are kept too, for any machine.",
+    ),
     Flag("--device", "train.device", "NAME", "auto, cpu, cuda or cuda:N."),
     Flag(
         "--workers",

@@ -48,11 +48,24 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"the recipe {path} cannot be read: {reason}") from error
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The values in the text of a TOML file, as `read_toml` gives them.
+
+    Args:
+        text: of the file.
+        source: what an error calls it.
+
+    Raises:
+        InputError: it is not TOML, or a section, a key or a value is not usable.
+    """
     try:
         sections = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the recipe {path} is not a TOML file: {error}") from error
-    return flatten(sections, str(path))
+        raise InputError(f"the recipe {source} is not a TOML file: {error}") from error
+    return flatten(sections, source)
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]], source: str = "") -> Recipe:

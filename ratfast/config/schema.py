@@ -171,7 +171,7 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             lost; a mistake in the input is not tried again.
         ray: address of a Ray cluster that carries the trainings out: "local" for one of this machine alone, "auto" for
             the one that runs on it, "host:port" or "ray://host:port". Its machines must all see the folders of this
-            recipe under the same names.
+            recipe under the same names; with `output.store`, the output folder is one of each machine's own.
         snapshot_seconds: time between two states of a training that are kept for the case that it dies, in seconds.
         fold_batch_norm: "on" trains with batch normalisation folded into the convolutions anew at each update
             (`ratfast.models.folding`): the same function and gradients in fewer passes over memory; "off" keeps its
@@ -222,9 +222,13 @@ class Output(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         dir: the folder to write to, and to continue from.
+        store: URL of a folder where all of it is kept too, and from which any machine goes on, as `fsspec` has it:
+            "s3://bucket/folder", "gs://", "abfs://", "hdfs://", "sftp://", "file:///folder" and others. Weights that
+            no task on this machine has needed stay there alone.
     """
 
     dir: _Text = "ratfast-output"
+    store: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://\S")] | None = None
 
 
 class Recipe(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,6 +28,11 @@ _FIELDS = {
     for section, struct in SECTIONS.items()
     for field in msgspec.structs.fields(struct)
 }
+_PATTERNS = {
+    "train.device": "auto, cpu, cuda or cuda:N",
+    "output.store": "a URL such as s3://bucket/folder or file:///folder",
+}
+"""What keys accept whose texts have a pattern, in words."""
 _MAX_SHOWN = 60
 
 
@@ -140,8 +145,8 @@ def flatten(sections: Mapping[str, Any], source: str = "") -> dict[str, Any]:
 @cache
 def expected(key: str) -> str:
     """What a key accepts, in words, such as "an integer of at least 1"."""
-    if key == "train.device":
-        return "auto, cpu, cuda or cuda:N"
+    if key in _PATTERNS:
+        return _PATTERNS[key]
     annotation = _FIELDS[key].type
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(get_args(annotation))}"

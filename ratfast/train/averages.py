@@ -26,6 +26,7 @@ from ratfast.train.job import HeldOut
 from ratfast.train.plan import Average, Job, Plan
 from ratfast.train.start import network_of
 from ratfast.train.state import average_file, read_run
+from ratfast.train.store import Store
 from ratfast.train.validation import PlainImages, Split, Validator
 
 
@@ -136,10 +137,11 @@ def read_averages(plan: Plan, output: Path) -> dict[str, Any]:
     return found
 
 
-def forget_averages(output: Path) -> None:
+def forget_averages(plan: Plan, store: Store) -> None:
     """Removes the records of averages, which are to be made again once members have been trained again."""
-    for path in (output / "averages").glob("*.json"):
+    for path in (store.output / "averages").glob("*.json"):
         path.unlink()
+    store.forget(f"{average.name}.json" for average in plan.averages)
 
 
 def _checkpoint(job: Job, context: Context) -> Path:

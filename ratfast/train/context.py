@@ -11,6 +11,7 @@ from ratfast.config import Recipe
 from ratfast.train import host
 from ratfast.train.progress import View
 from ratfast.train.shared import Shared
+from ratfast.train.store import Store
 from ratfast.train.tasks import Tasks
 
 
@@ -23,7 +24,7 @@ class Context:
         tasks: its data sets.
         device: where to train.
         precision: `"float32"` or `"bfloat16"`.
-        output: the output folder.
+        store: the output folder, and where its files are kept beside it.
         display: told what goes on.
     """
 
@@ -31,13 +32,18 @@ class Context:
     tasks: Tasks
     device: torch.device
     precision: str
-    output: Path
+    store: Store
     display: View
 
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        return self.store.output
 
-def open_context(shared: Shared, view: View) -> Context:
+
+def open_context(shared: Shared, store: Store, view: View) -> Context:
     """The context of a process that carries out tasks of someone else's plan."""
     device = torch.device(shared.device)
     host.prepare(device, shared.threads)
     tasks = Tasks(shared.recipe, device, view, shared.datasets)
-    return Context(shared.recipe, tasks, device, shared.precision, Path(shared.recipe.output.dir), view)
+    return Context(shared.recipe, tasks, device, shared.precision, store, view)

@@ -163,6 +163,7 @@ def estimate(
     recipe: Recipe,
     datasets: Mapping[str, DomainDataset],
     *,
+    output: Path | None = None,
     images_per_second: float | None = None,
     price_per_hour: float | None = None,
 ) -> dict[str, Any]:
@@ -172,6 +173,7 @@ def estimate(
         plan: of the recipe.
         recipe: names the output folder and the number of workers.
         datasets: by name, scanned.
+        output: where to look, instead of the recipe's output folder.
         images_per_second: of full updates of one worker, instead of what finished runs recorded.
         price_per_hour: of one worker (of its GPU), in any currency.
 
@@ -182,7 +184,7 @@ def estimate(
         "to do"), `updates` made of `steps`, `images` left, `seconds` left, `needs` (names), and `failure`, if it
         failed when it was last tried.
     """
-    output = Path(recipe.output.dir)
+    output = Path(recipe.output.dir) if output is None else output
     found = standings(plan, recipe, datasets, output)
     rates = Rates(plan, output, images_per_second)
     left = {standing.task.name: rates.seconds(standing) for standing in found}
@@ -196,7 +198,7 @@ def estimate(
     if elapsed is not None and price_per_hour is not None:
         cost = elapsed / 3600 * workers * price_per_hour
     return {
-        "output": str(output),
+        "output": str(Path(recipe.output.dir)),
         "workers": workers,
         "images_per_second": rates.full(recipe.data.target),
         "head_images_per_second": rates.head(recipe.data.target),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,21 @@ from ratfast.errors import InputError
 from ratfast.train import host, on_ray, records
 from ratfast.train.averages import forget_averages, read_averages
 from ratfast.train.context import Context
-from ratfast.train.failures import forget_failure
 from ratfast.train.leakage import warn_of_shared_images
-from ratfast.train.left_out import write_left_out
+from ratfast.train.left_out import LEFT_OUT, write_left_out
 from ratfast.train.lock import locked_output, refuse_if_locked
 from ratfast.train.plan import Job, Plan, make_plan
 from ratfast.train.progress import Display
+from ratfast.train.remote import StoreError
+from ratfast.train.settled import fetch_recipe, settled_recipe
 from ratfast.train.shared import Shared
 from ratfast.train.start import check_sources
 from ratfast.train.state import is_done, read_run
-from ratfast.train.summary import describe_protocol, summarise, write_table
+from ratfast.train.store import Store, open_store
+from ratfast.train.summary import TABLE, describe_protocol, summarise, write_table
 from ratfast.train.tasks import Tasks
 from ratfast.train.work import carry_out, kernels
 from ratfast.train.workers import Workers
-
-# What may differ between the command that began a recipe and the one that continues it: where and with what it is
-# carried out, not what.
-_FREE_KEYS = (
-    "output.dir",
-    "data.dir",
-    "data.decode_threads",
-    "data.train_cache_gib",
-    "data.eval_cache_gib",
-    "data.eval_cache_device_gib",
-    "train.threads",
-    "train.device",
-    "train.workers",
-    "train.retries",
-    "train.ray",
-    "train.snapshot_seconds",
-    "train.cuda_graph",
-)
 
 
 def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
@@ -63,6 +47,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     Raises:
         InputError: the recipe, a data set or a checkpoint is wrong, or another command is writing there.
         UnfinishedError: workers failed; everything that does not need their tasks is done.
+        StoreError: `output.store` could not be read or written; what is done is in the output folder.
     """
     recipe = config.validated(recipe)
     with Display(console) as display:
@@ -76,30 +61,76 @@ def _run(recipe: Recipe, display: Display, ray: Any) -> dict[str, Any]:
     """Carries it out here, or on the cluster that `ray`, the module, is connected to."""
     device = host.find_device("cpu" if ray else recipe.train.device)
     host.prepare(device, recipe.train.threads)
-    output = Path(recipe.output.dir)
-    refuse_if_locked(output, display.say)
+    store = open_store(recipe)
+    if store.remote is None:
+        refuse_if_locked(store.output, display.say)
+        context, plan = _prepare(recipe, device, store, display)
+        with locked_output(store.output, display.say) as lock:
+            return _finish(plan, context, lock, ray)
+    with locked_output(store.output, display.say) as lock, _held(store, display):
+        fetch_recipe(recipe, store)
+        store.fetch([LEFT_OUT])
+        context, plan = _prepare(recipe, device, store, display)
+        return _finish(plan, context, lock, ray)
+
+
+@contextlib.contextmanager
+def _held(store: Store, display: Display) -> Iterator[None]:
+    """Holds the store. That it cannot be used at all is found out here."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.held(display.say))
+        except StoreError as error:
+            raise InputError(
+                f"output.store: {error}, expected a place that exists and that your credentials may write to"
+            ) from error
+        yield
+
+
+def _prepare(recipe: Recipe, device: torch.device, store: Store, display: Display) -> tuple[Context, Plan]:
+    """Everything that can be found to be wrong before anything is trained."""
     tasks = Tasks(recipe, device, display)
     plan = make_plan(recipe, tasks.datasets, display.say)
     for dataset, test_env in sorted({(job.dataset, job.test_env) for job in plan.jobs}, key=str):
         tasks.check_split(dataset, test_env)
-    if not all(is_done(job, output) for job in plan.jobs):
+    if not all(is_done(job, store.output) for job in plan.jobs):
         check_sources(plan, recipe, display)
         warn_of_shared_images(tasks.datasets, recipe.data.target, plan.test_env)
         say_what_is_special(plan, recipe, display)
-    with locked_output(output, display.say) as lock, _settled_recipe(recipe, output, plan):
-        context = Context(recipe, tasks, device, _precision(recipe, device), output, display)
-        if tasks.left_out:
-            write_left_out(output, tasks.left_out)
+    return Context(recipe, tasks, device, _precision(recipe, device), store, display), plan
+
+
+def _finish(plan: Plan, context: Context, lock: int, ray: Any) -> dict[str, Any]:
+    """Carries out what is not done, and sums all of it up."""
+    store, output = context.store, context.output
+    with settled_recipe(context.recipe, store, plan):
+        if context.tasks.left_out:
+            write_left_out(output, context.tasks.left_out)
+            store.keep([LEFT_OUT])
+        store.fetch_done(plan.tasks)
         _look_at_what_is_done(plan, context)
         if not all(is_done(task, output) for task in plan.tasks):
             _carry_out(plan, context, lock, ray)
+            if ray:
+                store.fetch_done(plan.tasks)  # what other machines did
         for sweep, jobs in plan.sweeps.items():
             for job in jobs:
                 records.link(output / sweep / Path(job.name).name, output / job.name)
         summary = summarise(plan, context, read_averages(plan, output))
         write_table(plan, context, summary)
         records.write_json(output / records.SUMMARY, summary)
+        _keep_summary(summary, store)
     return summary
+
+
+def _keep_summary(summary: Mapping[str, Any], store: Store) -> None:
+    """Puts the table and the summary into the store, and gets the weights that the summary names."""
+    if store.read(records.SUMMARY) != (store.output / records.SUMMARY).read_text(encoding="utf-8"):
+        store.keep_folder(TABLE)
+        store.keep([records.SUMMARY])
+    files = [member["checkpoint"] for member in summary["members"]]
+    files += [file for row in summary["rows"] for file in row["files"]]
+    store.fetch(sorted({Path(file).relative_to(store.output).as_posix() for file in files}))
 
 
 def _precision(recipe: Recipe, device: torch.device) -> str:
@@ -110,9 +141,10 @@ def _precision(recipe: Recipe, device: torch.device) -> str:
 def _look_at_what_is_done(plan: Plan, context: Context) -> None:
     """Shows what is done already, and takes away averages that are to be made again."""
     if not all(is_done(job, context.output) for job in plan.jobs):
-        forget_averages(context.output)
+        forget_averages(plan, context.store)
     for job in plan.jobs:
-        _check_same_start(job, context)
+        if is_done(job, context.output):
+            _check_run(job, context)
     context.display.expect(sum(job.steps for job in plan.jobs))
     for job in plan.jobs:
         if is_done(job, context.output):
@@ -122,12 +154,12 @@ def _look_at_what_is_done(plan: Plan, context: Context) -> None:
 
 def _carry_out(plan: Plan, context: Context, lock: int, ray: Any) -> None:
     """Carries out the tasks that are not done yet: on Ray, in workers, or in this process."""
-    recipe, device, output = context.recipe, context.device, context.output
+    recipe, device, store = context.recipe, context.device, context.store
     datasets, threads = context.tasks.datasets, recipe.train.threads
     if ray:
         device = on_ray.device_of(ray, recipe.train.device)
         shared = Shared(recipe, datasets, str(device), _precision(recipe, device), threads or 1)
-        on_ray.carry_out(ray, plan, shared, output, context.display)
+        on_ray.carry_out(ray, plan, shared, store, context.display)
         return
     workers = host.find_workers(recipe, device)
     if workers > 1:
@@ -135,18 +167,21 @@ def _carry_out(plan: Plan, context: Context, lock: int, ray: Any) -> None:
         threads = threads or host.share_of_processors(workers)
         shared = Shared(recipe, datasets, "cuda" if gpus else str(device), context.precision, threads)
         with Workers(workers, shared, gpus, lock, context.display) as several:
-            several.carry_out(plan, output)
+            several.carry_out(plan, store)
         return
     with kernels(recipe):
         for task in plan.tasks:
-            if not is_done(task, output):
+            if not is_done(task, store.output):
                 carry_out(task, context)
 
 
-def _check_same_start(job: Job, context: Context) -> None:
-    """Raises InputError if a finished run started from something else than it would now."""
-    if not is_done(job, context.output):
-        return
+def _check_run(job: Job, context: Context) -> None:
+    """Raises InputError if a finished run started from something else than it would now, or its weights are gone."""
+    if context.store.remote is None and not (context.output / job.name / records.CHECKPOINT).is_file():
+        raise InputError(
+            f"the weights of {job.name} are not in the output folder {context.output}, expected --store with the one "
+            "that they were kept in"
+        )
     started = read_run(job, context.output)["initialisation"]
     if started != job.source:
         raise InputError(
@@ -164,31 +199,3 @@ def say_what_is_special(plan: Plan, recipe: Recipe, display: Display) -> None:
     if unused and "target" in plan.sweeps:
         listed = ", ".join(f"{count} of {name}" for name, count in unused.items())
         display.say(f"auxiliary runs that no run starts from, with train.runs {recipe.train.runs}: {listed}")
-
-
-@contextlib.contextmanager
-def _settled_recipe(recipe: Recipe, output: Path, plan: Plan) -> Iterator[None]:
-    """Stores the recipe in a new output folder; in a used one, checks that it is the same.
-
-    A recipe that fails before any of its runs is done is taken away again, so that a corrected one finds the
-    folder as new.
-    """
-    path = output / records.RECIPE
-    if path.is_file():
-        changed = [key for key in config.differences(config.load(path), recipe) if key not in _FREE_KEYS]
-        if changed:
-            raise InputError(
-                f"the output folder {output} holds runs of another recipe (differing in {', '.join(changed)}), "
-                "expected the same recipe or another --output"
-            )
-        yield
-        return
-    records.write_text(path, recipe.to_toml())
-    try:
-        yield
-    except BaseException:
-        if not any(is_done(job, output) for job in plan.jobs):
-            path.unlink(missing_ok=True)
-            for task in plan.tasks:
-                forget_failure(task, output)
-        raise

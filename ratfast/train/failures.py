@@ -13,7 +13,9 @@ from pathlib import Path
 from ratfast.errors import InputError, UnfinishedError
 from ratfast.train import records
 from ratfast.train.plan import Task
+from ratfast.train.remote import StoreError
 from ratfast.train.state import failure_file
+from ratfast.train.store import Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,8 +44,10 @@ def failure_of(error: Exception) -> Failure:
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """A sentence for what is no defect of the program: memory or a disk that is full; else None."""
+    """A sentence for what is no defect of the program: full memory or disk, a store out of reach; else None."""
     kind, text = type(error).__name__, str(error)
+    if isinstance(error, StoreError):
+        return text
     if kind == "OutOfMemoryError" or "CUDA out of memory" in text:
         return "the GPU's memory is full: lower train.batch_size or data.eval_cache_device_gib, or free some"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in text:
@@ -63,14 +67,15 @@ def failure_of_exit(code: int) -> Failure:
     return Failure(f"its worker was ended by {name}{memory}")
 
 
-def record_failure(task: Task, failure: Failure, output: Path) -> None:
+def record_failure(task: Task, failure: Failure, store: Store) -> None:
     """Writes the task's failure beside where its results would be; a disk that is full is no second failure."""
-    path = failure_file(task, output)
+    path = failure_file(task, store.output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         records.write_text(path, f"{failure.sentence}\n{failure.details}")
     except OSError:
-        pass
+        return
+    store.keep_failure(task)
 
 
 def forget_failure(task: Task, output: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from ratfast.train.context import Context
 from ratfast.train.evaluation import correct_mask, input_dtype
 from ratfast.train.fit import Schedule, Training
 from ratfast.train.plan import Job, evaluation_interval, run_arguments
+from ratfast.train.remote import StoreError
 from ratfast.train.rows import start_along
 from ratfast.train.snapshot import Snapshots
 from ratfast.train.start import starting_model
@@ -83,7 +84,7 @@ def run_job(job: Job, context: Context) -> None:
         splits = tasks.evaluations(*data_of, loader, job.run_seed)
         validator = Validator(model, splits, context.precision, job.test_env)
         training = Training(model, arena, validator, schedule, along, stopwatch, say)
-        snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams))
+        snapshots = open_files.enter_context(_snapshots(job, context, schedule, hparams, say))
         earlier = snapshots.load()
         if earlier is not None:
             training.restore(earlier)
@@ -144,8 +145,14 @@ def _fold(model: models.Classifier, job: Job, context: Context) -> None:
     fold_batch_norm(featurizer, worth_folding(featurizer, featurizer.pairs, example, batch))
 
 
-def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[str, Any]) -> Snapshots:
-    """Where a run keeps its state while it goes on: beside the folder that it will have."""
+def _snapshots(
+    job: Job,
+    context: Context,
+    schedule: Schedule,
+    hparams: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Snapshots:
+    """Where a run keeps its state while it goes on: beside the folder that it will have, and in the store."""
     identity = {
         "job": asdict(job),
         "schedule": asdict(schedule),
@@ -154,7 +161,16 @@ def _snapshots(job: Job, context: Context, schedule: Schedule, hparams: Mapping[
         "folds_batch_norm": context.recipe.folds_batch_norm,
         "version": __version__,
     }
-    return Snapshots(snapshot_file(job, context.output), identity, context.recipe.train.snapshot_seconds)
+
+    def keep() -> None:
+        try:
+            context.store.keep_state(job)
+        except StoreError as error:  # the next state is another trial
+            say(f"{error}; its state is in {context.output} alone")
+
+    interval = context.recipe.train.snapshot_seconds
+    kept_elsewhere = context.store.remote is not None
+    return Snapshots(snapshot_file(job, context.output), identity, interval, keep if kept_elsewhere else None)
 
 
 class HeldOut:

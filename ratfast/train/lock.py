@@ -67,12 +67,30 @@ class Holder:
         return True
 
 
+def this_process() -> Holder:
+    """The process that calls this, as a holder from now on."""
+    return Holder(os.getpid(), socket.gethostname(), f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+
+
+def encode(holder: Holder, beat: int) -> bytes:
+    """What a lock says: who holds it, and how often their heart has beaten."""
+    return json.dumps({**asdict(holder), "beat": beat}).ljust(256).encode()
+
+
+def decode(text: bytes) -> tuple[Holder | None, int]:
+    """The holder and the heartbeat of what `encode` gave; None and 0 of anything else."""
+    try:
+        found = json.loads(text)
+        return Holder(int(found["process"]), str(found["host"]), str(found["since"])), int(found["beat"])
+    except (ValueError, KeyError, TypeError):
+        return None, 0
+
+
 def _read(descriptor: int) -> tuple[Holder | None, int]:
     """Who holds the folder by the file's word, and their last heartbeat."""
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
-        return Holder(int(found["process"]), str(found["host"]), str(found["since"])), int(found["beat"])
-    except (ValueError, KeyError, TypeError, OSError):
+        return decode(os.pread(descriptor, 4096, 0))
+    except OSError:
         return None, 0
 
 
@@ -86,6 +104,11 @@ def _reread(path: Path) -> tuple[Holder | None, int]:
         return _read(descriptor)
     finally:
         os.close(descriptor)
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """The process that says it holds the folder, even if it has ended since."""
+    return _reread(folder / LOCK)[0]
 
 
 def find_holder(folder: Path) -> Holder | None:
@@ -102,7 +125,7 @@ class _Heart:
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
         self._beat = 0
-        self.holder = Holder(os.getpid(), socket.gethostname(), f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+        self.holder = this_process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ratfast-lock", daemon=True)
         self.write()
@@ -110,9 +133,8 @@ class _Heart:
 
     def write(self) -> None:
         self._beat += 1
-        text = json.dumps({**asdict(self.holder), "beat": self._beat})
         with contextlib.suppress(OSError):
-            os.pwrite(self._descriptor, text.ljust(256).encode(), 0)
+            os.pwrite(self._descriptor, encode(self.holder, self._beat), 0)
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):

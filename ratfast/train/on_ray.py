@@ -1,8 +1,9 @@
-"""A plan carried out on a Ray cluster: the machines share the output folder, and Ray shares out the tasks.
+"""A plan carried out on a Ray cluster: the machines share the output folder, or a store, and Ray shares out the tasks.
 
 Ray starts a task when those it needs are done, on any machine with a free GPU (or processors, where there is none).
 When its process or its machine is lost, or it failed, Ray starts it again, elsewhere if need be, and the training goes
-on from its last state in the output folder. What is Ray's part is left to it: nothing here schedules.
+on from its last state in the output folder, or in the store, if there is one: each machine then has an output folder
+of its own, under the same name. What is Ray's part is left to it: nothing here schedules.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.train.failures import Failure, failure_of, record_failure, unfinished
-from ratfast.train.lock import PATIENCE_SECONDS, Holder, find_holder
+from ratfast.train.lock import PATIENCE_SECONDS, Holder
 from ratfast.train.plan import Plan, Task
 from ratfast.train.progress import Display
+from ratfast.train.settled import settle_recipe
 from ratfast.train.shared import Shared
 from ratfast.train.state import is_done
+from ratfast.train.store import Store, open_store
 from ratfast.train.worker import Event, RelayedView
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 """The address of a cluster of this machine alone, started for the command."""
+
+FOLDER = "RATFAST_FOLDER"
+"""Environment variable of a machine of the cluster: the folder that relative names refer to there, where it is not the
+working directory of the command."""
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
@@ -42,7 +49,7 @@ class Site:
 
     Attributes:
         folder: the working directory, to which relative paths refer.
-        holder: the process that holds the output folder.
+        holder: the process that holds the output folder, or the store.
     """
 
     folder: str
@@ -104,14 +111,14 @@ def device_of(ray: Any, name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def carry_out(ray: Any, plan: Plan, shared: Shared, output: Path, display: Display) -> None:
+def carry_out(ray: Any, plan: Plan, shared: Shared, store: Store, display: Display) -> None:
     """Carries out all tasks that are not done.
 
     Args:
         ray: the module, connected.
         plan: the tasks.
         shared: what is the same for all of them.
-        output: the output folder, which all machines must see under the same name.
+        store: the output folder, which all machines must see under the same name unless there is a store.
         display: shows what workers tell.
 
     Raises:
@@ -130,11 +137,11 @@ def carry_out(ray: Any, plan: Plan, shared: Shared, output: Path, display: Displ
         ray.get_runtime_context().get_node_id(), soft=True
     )
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
-    shared_place, site = ray.put(shared), Site(os.getcwd(), find_holder(output))
+    shared_place, site = ray.put(shared), Site(os.getcwd(), store.holder())
     needs = plan.prerequisites()
     places: dict[str, Any] = {}
     for task in plan.tasks:
-        if not is_done(task, output):
+        if not is_done(task, store.output):
             needed = [places[name] for name in sorted(needs[task.name]) if name in places]
             named = remote.options(name=task.name)
             places[task.name] = named.remote(task, [shared_place], site, mailbox, *needed)
@@ -146,7 +153,7 @@ def carry_out(ray: Any, plan: Plan, shared: Shared, output: Path, display: Displ
             ray.cancel(place, force=False)
         ray.wait(list(places.values()), num_returns=len(places), timeout=PATIENCE_SECONDS)
         raise
-    _conclude(ray, plan, places, retries, output)
+    _conclude(ray, plan, places, retries, store)
 
 
 def _follow(ray: Any, pending: list[Any], mailbox: Any, display: Display) -> None:
@@ -162,7 +169,7 @@ def _follow(ray: Any, pending: list[Any], mailbox: Any, display: Display) -> Non
             return
 
 
-def _conclude(ray: Any, plan: Plan, places: dict[str, Any], retries: int, output: Path) -> None:
+def _conclude(ray: Any, plan: Plan, places: dict[str, Any], retries: int, store: Store) -> None:
     """Raises UnfinishedError if a task failed."""
     failed: list[tuple[str, Failure, int]] = []
     waiting = []
@@ -180,7 +187,7 @@ def _conclude(ray: Any, plan: Plan, places: dict[str, Any], retries: int, output
             waiting.append(task.name)
         elif isinstance(outcome, Failure):
             failed.append((task.name, outcome, 1 if outcome.input_is_wrong else 1 + retries))
-            record_failure(task, outcome, output)
+            record_failure(task, outcome, store)
     if failed:
         raise unfinished(failed, waiting)
 
@@ -213,9 +220,9 @@ def _work(task: Task, shared: list[Any], site: Site, mailbox: Any, *needed: Fail
 
     try:
         context = _context_of(shared[0], site, mailbox)
-        if not is_done(task, context.output):  # the process before got so far
-            with work.kernels(context.recipe):
-                work.carry_out(task, context)
+        context.store.fetch_task(task)  # a process before may have come as far as that
+        with work.kernels(context.recipe):
+            work.carry_out(task, context)
     except InputError as error:
         return failure_of(error)
     return None
@@ -229,18 +236,30 @@ def _context_of(place: Any, site: Site, mailbox: Any) -> Context:
         from ratfast.train.context import open_context
 
         shared: Shared = ray.get(place)
-        where = f"{socket.gethostname()} does not see"
-        try:
-            os.chdir(site.folder)
-        except OSError as error:
-            raise InputError(
-                f"the machine {where} the folder {site.folder}, expected a shared one"
-            ) from error
-        output = Path(shared.recipe.output.dir)
-        if find_holder(output) != site.holder:
-            raise InputError(
-                f"the machine {where} the output folder {output} of the command, expected a shared one"
-            )
+        store = _open_store(shared.recipe, site)
         view = RelayedView(lambda event: mailbox.post.remote(event) and None)
-        _contexts[site] = open_context(shared, view)
+        _contexts[site] = open_context(shared, store, view)
     return _contexts[site]
+
+
+def _open_store(recipe: Recipe, site: Site) -> Store:
+    """The output folder, and the store if there is one, as this machine sees them."""
+    where = f"{socket.gethostname()} does not see"
+    folder = os.environ.get(FOLDER, site.folder)
+    try:
+        if recipe.output.store is not None:
+            os.makedirs(folder, exist_ok=True)
+        os.chdir(folder)
+    except OSError as error:
+        expected = (
+            "a shared one"
+            if recipe.output.store is None
+            else f"one that it can make, or {FOLDER} to name one"
+        )
+        raise InputError(f"the machine {where} the folder {folder}, expected {expected}") from error
+    store = open_store(recipe)
+    if store.holder() != site.holder:
+        raise InputError(f"the machine {where} {store} of the command, expected a shared one")
+    if store.remote is not None:
+        settle_recipe(recipe, store.output)
+    return store

@@ -51,6 +51,8 @@ def new_run(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         write_text(partial / "done", "done\n")
+        if folder.is_dir() and not is_done(folder):
+            shutil.rmtree(folder)  # a part of a run that was being copied here
         try:
             partial.rename(folder)
         except OSError:

@@ -41,6 +41,7 @@ class Snapshots:
         path: the file.
         identity: JSON-able; says which training it is, so that a file of another one is not continued.
         interval: seconds between snapshots.
+        keep: called in the background after each, to copy the file elsewhere; while it does, none is due.
         clock: seconds, as `time.monotonic`.
     """
 
@@ -49,11 +50,13 @@ class Snapshots:
         path: Path,
         identity: Mapping[str, Any],
         interval: float = 60.0,
+        keep: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._path = path
         self._identity = json.loads(json.dumps(identity))  # as a file gives it back
         self._interval = interval
+        self._keep = keep
         self._clock = clock
         self._last = clock()
         self._writer = Writer()
@@ -71,8 +74,12 @@ class Snapshots:
             return None
 
     def due(self) -> bool:
-        """Whether the interval since the last snapshot, or the beginning, has passed."""
-        return self._clock() - self._last >= self._interval
+        """Whether the interval since the last snapshot, or the beginning, has passed.
+
+        A copy elsewhere may take longer than the interval; training does not wait for it.
+        """
+        copying = self._keep is not None and not self._writer.is_idle
+        return self._clock() - self._last >= self._interval and not copying
 
     def save(self, snapshot: Snapshot) -> None:
         """Copies what is given, and writes it while training goes on.
@@ -82,7 +89,7 @@ class Snapshots:
         """
         metadata = {"kind": _KIND, "identity": self._identity, "values": snapshot.values}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer.save(snapshot.tensors, self._path, metadata)
+        self._writer.save(snapshot.tensors, self._path, metadata, self._keep)
         self._last = self._clock()
 
     def wait(self) -> None:

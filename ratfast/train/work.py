@@ -12,6 +12,7 @@ from ratfast.train.context import Context
 from ratfast.train.failures import forget_failure
 from ratfast.train.job import run_job
 from ratfast.train.plan import Job, Task
+from ratfast.train.state import is_done
 
 
 def carry_out(task: Task, context: Context) -> None:
@@ -19,11 +20,16 @@ def carry_out(task: Task, context: Context) -> None:
 
     Raises:
         InputError: starting weights do not fit, an image cannot be decoded, or the loss stopped being finite.
+        StoreError: the store could not be read or written; what was made is in the output folder.
     """
-    if isinstance(task, Job):
-        run_job(task, context)
-    else:
-        make_average(task, context)
+    if not is_done(task, context.output):  # a process before may have come as far as that
+        context.store.fetch_needs(task)
+        if isinstance(task, Job):
+            context.store.fetch_state(task)
+            run_job(task, context)
+        else:
+            make_average(task, context)
+    context.store.keep_done(task)
     forget_failure(task, context.output)
 
 

@@ -118,11 +118,12 @@ def main(descriptor: int) -> None:
 def _serve(connection: Connection, send: Callable[[Event], None], view: View) -> None:
     from ratfast.train.context import open_context
     from ratfast.train.failures import failure_of
+    from ratfast.train.store import open_store
     from ratfast.train.work import carry_out, kernels
 
     shared: Shared = connection.recv()
     with kernels(shared.recipe):
-        context = open_context(shared, view)
+        context = open_context(shared, open_store(shared.recipe), view)
         while (task := connection.recv()) is not None:
             try:
                 carry_out(task, context)

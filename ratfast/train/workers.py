@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 
 from ratfast.train.agenda import Agenda
@@ -27,6 +26,7 @@ from ratfast.train.plan import Plan, Task
 from ratfast.train.progress import Display
 from ratfast.train.shared import Shared
 from ratfast.train.state import is_done
+from ratfast.train.store import Store
 from ratfast.train.worker import Event
 
 _CODE = (
@@ -148,17 +148,17 @@ class Workers:
         for worker in self._workers.values():
             worker.join(max(0.0, deadline - time.monotonic()))
 
-    def carry_out(self, plan: Plan, output: Path) -> None:
+    def carry_out(self, plan: Plan, store: Store) -> None:
         """Carries out all tasks that are not done.
 
         Args:
             plan: the tasks.
-            output: the output folder.
+            store: the output folder, and where its files are kept beside it.
 
         Raises:
             UnfinishedError: some failed, all others are done.
         """
-        agenda = Agenda(plan, lambda task: is_done(task, output), self._shared.recipe.train.retries)
+        agenda = Agenda(plan, lambda task: is_done(task, store.output), self._shared.recipe.train.retries)
         while True:
             self._give_out(agenda)
             if not any(worker.task or worker.leaving for worker in self._workers.values()):
@@ -173,7 +173,7 @@ class Workers:
                     worker.task = None
                     worker.leaving = not event.values[0].input_is_wrong
                     self._display.end(task.name)
-                    self._failed(agenda, task, event.values[0], output)
+                    self._failed(agenda, task, event.values[0], store)
                 else:
                     worker.show(event)
 
@@ -209,7 +209,7 @@ class Workers:
             else:
                 yield worker, event
 
-    def _failed(self, agenda: Agenda, task: Task, failure: Failure, output: Path) -> None:
-        record_failure(task, failure, output)
+    def _failed(self, agenda: Agenda, task: Task, failure: Failure, store: Store) -> None:
+        record_failure(task, failure, store)
         again = agenda.failed(task, failure)
         self._display.say(f"{task.name}: {failure.sentence}; {'tried again' if again else 'given up'}")

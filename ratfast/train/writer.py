@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,32 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratfast-writer")
         self._writing: Future[None] | None = None
 
-    def save(self, tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        tensors: Mapping[str, Tensor],
+        path: Path,
+        metadata: Mapping[str, Any],
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """Copies what is given, and begins to write it, whole or not at all.
+
+        Args:
+            tensors: by name.
+            path: the file.
+            metadata: JSON-able.
+            then: called in the background once the file is on the disk.
 
         Raises:
             OSError: the one before could not be written, such as on a full disk.
         """
         self.wait()  # so that no more than one copy is held
         copies = {name: _copy(tensor) for name, tensor in tensors.items()}
-        self._writing = self._thread.submit(checkpoints.save, copies, path, copy.deepcopy(metadata))
+        self._writing = self._thread.submit(_write, copies, path, copy.deepcopy(metadata), then)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
 
     def wait(self) -> None:
         """Waits until what was given is on the disk.
@@ -51,6 +68,14 @@ class Writer:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+def _write(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any], then: Callable[[], None] | None
+) -> None:
+    checkpoints.save(tensors, path, metadata)
+    if then is not None:
+        then()
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -206,6 +206,7 @@ def test_fusing_starts_from_the_interpolation(data_dir, backbone_file, tmp_path,
     from ratfast.train.context import Context
     from ratfast.train.progress import Display
     from ratfast.train.start import starting_model
+    from ratfast.train.store import Store
     from ratfast.train.tasks import Tasks
 
     others = [{name: value + 0.1 * number for name, value in state.items()} for number in (1, 2)]
@@ -223,7 +224,7 @@ def test_fusing_starts_from_the_interpolation(data_dir, backbone_file, tmp_path,
     shares = protocol.fusing_coefficients(protocol.run_seed("Shapes", 1, 1, 0), 3)
     assert [share for _, share in job.fused] == shares
     assert [Path(source).stem for source, _ in job.fused] == ["pre-trained", "One", "Two"]
-    context = Context(recipe, tasks, torch.device("cpu"), "float32", tmp_path, display)
+    context = Context(recipe, tasks, torch.device("cpu"), "float32", Store(tmp_path), display)
     probe = models.build("resnet18", 3).state_dict()
     (tmp_path / job.probe).mkdir(parents=True)
     checkpoints.save(probe, tmp_path / job.probe / "model.safetensors")
