@@ -26,7 +26,7 @@ WAITS = (1.0, 3.0, 9.0)
 """Seconds between the trials of one operation, as a network may come back."""
 
 _AT_A_TIME = 16
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class StoreError(RuntimeError):

@@ -150,6 +150,8 @@ class RemoteStore(Store):
         for job in jobs:
             if is_done(job, self.output) and f"{job.name}/{DONE}" not in there:
                 self.keep_done(job)
+        # What a process that was lost left there, or one that died before it could remove it.
+        self.forget(name for job in jobs if is_done(job, self.output) and (name := _state(job)) in there)
         if not all(is_done(job, self.output) for job in jobs):
             return  # averages are made again once all jobs are done
         for task in tasks:

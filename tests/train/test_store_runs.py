@@ -1,0 +1,241 @@
+"""Whole recipes with a store: killed on one machine, gone on with on another that has nothing."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from ratfast import InputError, checkpoints, config, train
+from ratfast.cli.plan import plan
+from ratfast.errors import UnfinishedError
+from ratfast.train import records, remote, store_lock
+from ratfast.train.remote import StoreError
+
+from .conftest import smallest_values
+from .outputs import fingerprint
+
+pytest.importorskip("fsspec")
+
+CODE = """
+from ratfast.train import store_lock
+store_lock.BEAT_SECONDS = 0.2
+from ratfast.cli.main import train
+train()
+"""
+TRAIN = [sys.executable, "-c", CODE, "recipe.toml"]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(store_lock, "BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture(scope="module")
+def values(data_dir, tmp_path_factory) -> dict:
+    values = smallest_values(data_dir, tmp_path_factory.mktemp("weights"))
+    values["train"] |= {"head_steps": 150, "snapshot_seconds": 0.2, "rows": ["ratatouille", "moving-average"]}
+    return values
+
+
+def recipe_of(values, store: Path | str | None, **keys) -> config.Recipe:
+    url = f"file://{store}" if isinstance(store, Path) else store
+    output = {**values["output"], **({"store": url} if url else {})}
+    return config.from_dict({**values, "output": output, "train": {**values["train"], **keys}})
+
+
+def run_in(folder: Path, recipe: config.Recipe) -> list[str]:
+    """Carries out a recipe on the machine whose working directory is `folder`."""
+    console = Console(file=io.StringIO(), width=500)
+    here = Path.cwd()
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    try:
+        train.run(recipe, console)
+    finally:
+        os.chdir(here)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def expected(values, tmp_path_factory) -> dict[str, str]:
+    """The files of the recipe's output without a store."""
+    folder = tmp_path_factory.mktemp("expected")
+    run_in(folder, recipe_of(values, None))
+    return fingerprint(folder / "output")
+
+
+def weights_are_there(output: Path) -> None:
+    summary = json.loads((output / records.SUMMARY).read_text())
+    files = [member["checkpoint"] for member in summary["members"]]
+    files += [average["file"] for average in summary["averages"].values()]
+    for file in [*files, *(file for row in summary["rows"] for file in row["files"])]:
+        assert checkpoints.load(output.parent / file)
+
+
+def files_alone(found: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in found.items() if len(digest) == 64}  # without links
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
+def test_killed_here_it_goes_on_elsewhere(values, expected, tmp_path, number, workers) -> None:
+    store = tmp_path / "store"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        recipe = recipe_of(values, store, workers=workers)
+        (tmp_path / name / "recipe.toml").write_text(recipe.to_toml())
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(TRAIN, cwd=tmp_path / "one", **options)
+    try:
+        deadline = time.monotonic() + 120
+        while not (store / "probe" / "Shapes.snapshot").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode in (-number, 128 + number), err
+    done = [path.parent.name for path in (store / "probe").glob("*/done")]
+    state = checkpoints.read_metadata(store / "probe" / "Shapes.snapshot")["values"]["updates"]
+    assert state > 0
+    shutil.rmtree(tmp_path / "one")
+
+    result = subprocess.run(TRAIN, cwd=tmp_path / "two", check=False, **options)
+    assert result.returncode == 0, result.stderr
+    for name in done:
+        assert f"probe/{name}: already done" in result.stderr
+    assert "probe/Shapes: goes on after update " in result.stderr
+    assert files_alone(fingerprint(store)) == files_alone(expected)
+    assert fingerprint(tmp_path / "two" / "output").items() <= expected.items()
+    weights_are_there(tmp_path / "two" / "output")
+
+
+@pytest.mark.slow
+def test_everything_that_was_done_comes_back(values, expected, tmp_path) -> None:
+    """A finished recipe on a new machine; then without its first average, and without a run."""
+    store = tmp_path / "store"
+    run_in(tmp_path / "one", recipe_of(values, store))
+    assert fingerprint(tmp_path / "one" / "output") == expected
+    assert files_alone(fingerprint(store)) == files_alone(expected)
+
+    lines = run_in(tmp_path / "two", recipe_of(values, store))
+    assert sum(line.endswith("already done") for line in lines) == 6 and not any("img/s" in x for x in lines)
+    found = fingerprint(tmp_path / "two" / "output")
+    assert found.items() <= expected.items()
+    assert set(expected) - set(found) == {
+        "probe/Near/model.safetensors", "probe/Shapes/model.safetensors",
+        "auxiliary/Near/run00/model.safetensors", "plain/trial0-run01/model.safetensors",
+        "plain/trial0-run01/moving-average.safetensors", "target/trial0-run00/moving-average.safetensors",
+    } - set(found)  # fmt: skip
+    weights_are_there(tmp_path / "two" / "output")
+
+    with pytest.raises(InputError, match=r"the weights of probe/Near are not in the output folder output"):
+        run_in(tmp_path / "two", recipe_of(values, None))
+
+    shutil.rmtree(store / "target" / "trial0-run01")
+    lines = run_in(tmp_path / "three", recipe_of(values, store))
+    assert [line.partition(":")[0] for line in lines if "img/s" in line] == ["target/trial0-run01"]
+    assert files_alone(fingerprint(store)) == files_alone(expected)
+
+
+@pytest.mark.slow
+def test_a_store_that_breaks_off_loses_nothing(values, expected, tmp_path, monkeypatch) -> None:
+    """Weights cannot be put there; the command says so, and goes on once they can, with nothing made twice."""
+    store = tmp_path / "store"
+    upload = remote.Remote.upload
+
+    def refuse(self, path, name, **options):
+        if name.startswith("auxiliary") or name.endswith(".snapshot"):
+            raise StoreError(f"cannot write {self.url}/{name}: the network is down")
+        upload(self, path, name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(remote.Remote, "upload", refuse)
+        with pytest.raises(
+            StoreError, match=r"^cannot write file:\S+/auxiliary/Near/run00/\S+: the network is down$"
+        ):
+            run_in(tmp_path / "one", recipe_of(values, store))
+    assert (tmp_path / "one/output/auxiliary/Near/run00/done").is_file()
+    lines = run_in(tmp_path / "one", recipe_of(values, store))
+    assert "auxiliary/Near/run00: already done" in lines
+    assert files_alone(fingerprint(store)) == files_alone(expected)
+
+
+@pytest.mark.slow
+def test_with_workers_too(values, tmp_path, monkeypatch) -> None:
+    """A worker that cannot reach the store has made its run; another need only put it there, and nobody can."""
+    blocked = tmp_path / "store" / "probe" / "Near"
+    recipe = recipe_of(values, tmp_path / "store", workers=2, steps=2, head_steps=2)
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    with pytest.raises(UnfinishedError) as caught:
+        run_in(tmp_path / "one", recipe)
+    assert caught.value.lines[0].startswith("probe/Near failed (2 times): cannot read file:")
+    assert (tmp_path / "one/output/probe/Near/done").is_file()
+    blocked.unlink()
+    lines = run_in(tmp_path / "one", recipe)
+    assert "probe/Near: already done" in lines
+    assert (blocked / "done").is_file()
+
+
+def test_another_recipe_is_refused_before_anything_is_written(values, tmp_path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / records.RECIPE).write_text(recipe_of(values, None, runs=7).to_toml())
+    with pytest.raises(
+        InputError, match=r"the store file:\S+ holds runs of another recipe \(differing in train.runs"
+    ):
+        run_in(tmp_path / "one", recipe_of(values, tmp_path / "store"))
+    assert os.listdir(tmp_path / "one/output") == [".lock"]
+    (tmp_path / "store" / records.RECIPE).write_text("half a")
+    with pytest.raises(InputError, match=r"the recipe file:\S+/recipe.toml is not a TOML file"):
+        run_in(tmp_path / "one", recipe_of(values, tmp_path / "store"))
+
+
+def test_a_place_that_cannot_be_written_is_the_users_mistake(values, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    message = r"^output.store: cannot read file:\S+/file/store/.lock: .*, expected a place that exists and"
+    with pytest.raises(InputError, match=message):
+        run_in(tmp_path / "one", recipe_of(values, tmp_path / "file" / "store"))
+
+
+def test_a_recipe_that_fails_at_first_leaves_the_store_to_another(values, tmp_path, monkeypatch) -> None:
+    from ratfast.train import work
+
+    def fail(job, context):
+        raise InputError("the loss is nan")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "run_job", fail)
+        with pytest.raises(InputError, match="the loss is nan"):
+            run_in(tmp_path / "one", recipe_of(values, tmp_path / "store"))
+    assert fingerprint(tmp_path / "store") == {}
+    assert not (tmp_path / "store" / records.RECIPE).exists()
+
+
+def test_the_plan_shows_what_the_store_holds(values, tmp_path, monkeypatch) -> None:
+    recipe = recipe_of(values, tmp_path / "store", steps=2, head_steps=2, runs=1, rows=["inter-training"])
+    run_in(tmp_path / "one", recipe)
+    shutil.rmtree(tmp_path / "store" / "target")
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "two")
+    Path("recipe.toml").write_text(recipe.to_toml())
+    result = CliRunner().invoke(plan, ["recipe.toml", "--json"])
+    assert result.exit_code == 0, result.output
+    found = {task["name"]: task["state"] for task in json.loads(result.output)["tasks"]}
+    assert found.pop("target/trial0-run00") == "to do" and set(found.values()) == {"done"}
+    assert (
+        f"output folder output, the store file://{tmp_path}/store"
+        in CliRunner().invoke(plan, ["recipe.toml"]).output
+    )
+    assert os.listdir() == ["recipe.toml"]
