@@ -68,6 +68,55 @@ def test_a_machine_is_lost_and_its_run_goes_on_elsewhere(cluster, data_dir, tmp_
     assert fingerprint(tmp_path / "output") == fingerprint(tmp_path / "expected")
 
 
+@pytest.mark.slow
+def test_machines_that_share_a_store_alone(data_dir, tmp_path) -> None:
+    """Each machine has a folder of its own, the command too; one is lost, and its run goes on from the store."""
+    from ray.cluster_utils import Cluster
+
+    url = f"file://{tmp_path}/store"
+    recipe = recipe_of(data_dir, tmp_path, retries=3)
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    for name in ("command", "one", "two", "expected"):
+        (tmp_path / name).mkdir()
+    for name in ("command", "expected"):
+        (tmp_path / name / "recipe.toml").write_text(recipe.to_toml())
+    subprocess.run(TRAIN, check=True, capture_output=True, cwd=tmp_path / "expected", **options)
+    expected = fingerprint(tmp_path / "expected" / "output")
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = {
+            name: cluster.add_node(num_cpus=1, env_vars={on_ray.FOLDER: str(tmp_path / name)})
+            for name in ("one", "two")
+        }
+        command = [*TRAIN, "--ray", cluster.address, "--store", url]
+        process = subprocess.Popen(command, cwd=tmp_path / "command", stderr=subprocess.PIPE, **options)
+        states = [tmp_path / "store" / "probe" / f"{name}.snapshot" for name in ("Near", "Shapes")]
+        try:
+            deadline = time.monotonic() + 240
+            while min(map(updates, states)) < 50:  # one on each machine
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            cluster.remove_node(nodes.pop("two"), allow_graceful=False)
+            seen = [50]
+            while process.poll() is None:
+                seen += [made for made in map(updates, states) if made]
+                time.sleep(0.05)
+            _, err = process.communicate()
+        finally:
+            process.kill()
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, err
+    assert min(seen) == 50
+    found = fingerprint(tmp_path / "store")
+    assert found == {name: digest for name, digest in expected.items() if len(digest) == 64}  # all but links
+    assert (tmp_path / "one/output/target/trial0-run00/model.safetensors").is_file()
+    assert not (tmp_path / "two/output/target").exists()
+    assert fingerprint(tmp_path / "command" / "output").items() <= expected.items()
+    assert (tmp_path / "command/output/averages/uniform.safetensors").is_file()
+
+
 def updates(path: Path) -> int:
     """Updates of the state in a file; 0 where there is none."""
     try:
