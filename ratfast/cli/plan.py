@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ratfast.cli.context import CONTEXT
 from ratfast.cli.recipes import other_keys, read_recipe, recipe_arguments
 from ratfast.errors import InputError
-
-if TYPE_CHECKING:
-    from ratfast.train.lock import Holder
 
 _POSITIVE = click.FloatRange(min=0, min_open=True, max=1e12)
 _MOST_LISTED = 20
@@ -76,11 +73,14 @@ def plan(
     click.echo(
         f"{target.name}, tested on {target.domains[made.test_env].name}; output folder {found['output']}{kept}"
     )
-    for line in [*notes, *_lines(found, holder, price_per_hour)]:
+    running = None if holder is None else str(holder)
+    if running and store.remote is not None:
+        running += ", unless that was killed"  # nobody can tell without watching for a while
+    for line in [*notes, *_lines(found, running, price_per_hour)]:
         click.echo(line)
 
 
-def _lines(found: Mapping[str, Any], holder: Holder | None, price: float | None) -> Iterator[str]:
+def _lines(found: Mapping[str, Any], running: str | None, price: float | None) -> Iterator[str]:
     tasks = found["tasks"]
     yield ""
     counts = f"{'runs':>7}{'done':>7}{'begun':>7}{'to do':>7}"
@@ -102,8 +102,8 @@ def _lines(found: Mapping[str, Any], holder: Holder | None, price: float | None)
         "failed when last tried",
         [f"{task['name']}: {task['failure']}" for task in tasks if "failure" in task],
     )
-    if holder is not None:
-        yield f"being carried out now by {holder}"
+    if running is not None:
+        yield f"being carried out now by {running}"
     yield _time(found)
     if found["cost"] is not None:
         yield f"cost: {found['cost']:,.2f}, at {price:,.2f} an hour of each worker"

@@ -29,7 +29,7 @@ from ratfast.train.state import is_done, read_run
 from ratfast.train.store import Store, open_store
 from ratfast.train.summary import TABLE, describe_protocol, summarise, write_table
 from ratfast.train.tasks import Tasks
-from ratfast.train.work import carry_out, kernels
+from ratfast.train.work import carry_out_and_keep, kernels
 from ratfast.train.workers import Workers
 
 
@@ -111,8 +111,7 @@ def _finish(plan: Plan, context: Context, lock: int, ray: Any) -> dict[str, Any]
         _look_at_what_is_done(plan, context)
         if not all(is_done(task, output) for task in plan.tasks):
             _carry_out(plan, context, lock, ray)
-            if ray:
-                store.fetch_done(plan.tasks)  # what other machines did
+            store.fetch_done(plan.tasks)  # what other machines did, and what could not be put there before
         for sweep, jobs in plan.sweeps.items():
             for job in jobs:
                 records.link(output / sweep / Path(job.name).name, output / job.name)
@@ -172,7 +171,7 @@ def _carry_out(plan: Plan, context: Context, lock: int, ray: Any) -> None:
     with kernels(recipe):
         for task in plan.tasks:
             if not is_done(task, store.output):
-                carry_out(task, context)
+                carry_out_and_keep(task, context)
 
 
 def _check_run(job: Job, context: Context) -> None:

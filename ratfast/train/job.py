@@ -162,11 +162,17 @@ def _snapshots(
         "version": __version__,
     }
 
+    told = False
+
     def keep() -> None:
+        nonlocal told
         try:
             context.store.keep_state(job)
+            told = False
         except StoreError as error:  # the next state is another trial
-            say(f"{error}; its state is in {context.output} alone")
+            if not told:
+                say(f"{error}; so far its state is in {context.output} alone")
+            told = True
 
     interval = context.recipe.train.snapshot_seconds
     kept_elsewhere = context.store.remote is not None

@@ -21,7 +21,7 @@ from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.train.failures import Failure, failure_of, record_failure, unfinished
 from ratfast.train.lock import PATIENCE_SECONDS, Holder
-from ratfast.train.plan import Plan, Task
+from ratfast.train.plan import Job, Plan, Task
 from ratfast.train.progress import Display
 from ratfast.train.settled import settle_recipe
 from ratfast.train.shared import Shared
@@ -221,8 +221,11 @@ def _work(task: Task, shared: list[Any], site: Site, mailbox: Any, *needed: Fail
     try:
         context = _context_of(shared[0], site, mailbox)
         context.store.fetch_task(task)  # a process before may have come as far as that
+        if isinstance(task, Job):
+            context.store.fetch_state(task)
         with work.kernels(context.recipe):
             work.carry_out(task, context)
+        context.store.keep_done(task)
     except InputError as error:
         return failure_of(error)
     return None

@@ -110,14 +110,14 @@ class Remote:
         """Whether there is a file of this name."""
         return self.size(name) is not None
 
-    def read(self, name: str, stop: int | None = None) -> bytes | None:
+    def read(self, name: str, stop: int | None = None, *, patient: bool = True) -> bytes | None:
         """The content of a file, or its first `stop` bytes; None if there is none."""
 
         def read() -> bytes:
             return self._files.cat_file(self._path(name), start=None if stop is None else 0, end=stop)
 
         try:
-            return self._patiently("read", name, read)
+            return self._patiently("read", name, read, patient)
         except FileNotFoundError:
             return None
 

@@ -64,7 +64,7 @@ class Store:
         """Gets files that the output folder lacks and the store has."""
 
     def fetch_done(self, tasks: Collection[Task]) -> None:
-        """Gets the records of what is done, averages whole, and keeps what is done in the output folder alone."""
+        """Gets records of what is done, averages whole, and states; keeps what is done in the output folder alone."""
 
     def fetch_task(self, task: Task) -> None:
         """Gets the records of what a task has made, an average whole, if it is done in the store alone."""
@@ -150,8 +150,12 @@ class RemoteStore(Store):
         for job in jobs:
             if is_done(job, self.output) and f"{job.name}/{DONE}" not in there:
                 self.keep_done(job)
+        begun = [job for job in jobs if _state(job) in there]
+        for job in begun:
+            if not is_done(job, self.output):
+                self.fetch_state(job)
         # What a process that was lost left there, or one that died before it could remove it.
-        self.forget(name for job in jobs if is_done(job, self.output) and (name := _state(job)) in there)
+        self.forget(_state(job) for job in begun if is_done(job, self.output))
         if not all(is_done(job, self.output) for job in jobs):
             return  # averages are made again once all jobs are done
         for task in tasks:
@@ -204,6 +208,7 @@ class RemoteStore(Store):
 
     def keep_done(self, task: Task) -> None:
         """Puts there what it has made, unless that is there."""
+        self._require_held()
         if isinstance(task, Job):
             if not self.remote.exists(f"{task.name}/{DONE}"):
                 self._keep_run(task)

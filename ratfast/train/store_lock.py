@@ -21,7 +21,7 @@ BEAT_SECONDS = 10.0
 
 def find_holder(remote: Remote) -> Holder | None:
     """The process that says it holds the store."""
-    return decode(remote.read(LOCK) or b"")[0]
+    return decode(remote.read(LOCK, patient=False) or b"")[0]
 
 
 class Heart:
@@ -39,7 +39,7 @@ class Heart:
         self._beat = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ratfast-store-lock", daemon=True)
-        self._write(patient=True)
+        self._write()
 
     def start(self) -> None:
         """Begins to beat."""
@@ -54,9 +54,9 @@ class Heart:
             if find_holder(self._remote) == self.holder:
                 self._remote.remove([LOCK], patient=False)
 
-    def _write(self, *, patient: bool) -> None:
+    def _write(self) -> None:
         self._beat += 1
-        self._remote.write(LOCK, encode(self.holder, self._beat), patient=patient)
+        self._remote.write(LOCK, encode(self.holder, self._beat), patient=False)
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -65,7 +65,7 @@ class Heart:
                 if found not in (None, self.holder):
                     self.successor = found
                     return
-                self._write(patient=False)
+                self._write()
 
 
 @contextlib.contextmanager
@@ -81,7 +81,7 @@ def held(remote: Remote, ended: Holder | None, say: Callable[[str], None]) -> It
         InputError: another command holds it.
         StoreError: it cannot be read or written.
     """
-    text = remote.read(LOCK)
+    text = remote.read(LOCK, patient=False)  # what is wrong here is mostly the user's mistake
     left, _ = decode(text or b"")
     if left is not None and left != ended:
         say(f"watching for {3 * BEAT_SECONDS:.0f} s whether {left}, still writes to {remote.url}")

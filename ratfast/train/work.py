@@ -12,25 +12,37 @@ from ratfast.train.context import Context
 from ratfast.train.failures import forget_failure
 from ratfast.train.job import run_job
 from ratfast.train.plan import Job, Task
+from ratfast.train.remote import StoreError
 from ratfast.train.state import is_done
 
 
 def carry_out(task: Task, context: Context) -> None:
-    """Trains or averages; what the task needs is done.
+    """Trains or averages, unless it has been done; what the task needs is done.
 
     Raises:
         InputError: starting weights do not fit, an image cannot be decoded, or the loss stopped being finite.
-        StoreError: the store could not be read or written; what was made is in the output folder.
+        StoreError: weights that it needs are in the store, which cannot be read.
     """
-    if not is_done(task, context.output):  # a process before may have come as far as that
+    if not is_done(task, context.output):
         context.store.fetch_needs(task)
         if isinstance(task, Job):
-            context.store.fetch_state(task)
             run_job(task, context)
         else:
             make_average(task, context)
-    context.store.keep_done(task)
     forget_failure(task, context.output)
+
+
+def carry_out_and_keep(task: Task, context: Context) -> None:
+    """The same, and puts what was made into the store.
+
+    Where that fails it is said, and not an error yet: the command tries again at its end, and others that share the
+    output folder do not need the store.
+    """
+    carry_out(task, context)
+    try:
+        context.store.keep_done(task)
+    except StoreError as error:
+        context.display.say(f"{task.name}: {error}; so far it is in {context.output} alone")
 
 
 def kernels(recipe: Recipe) -> contextlib.AbstractContextManager[None]:

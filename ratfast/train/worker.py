@@ -119,14 +119,14 @@ def _serve(connection: Connection, send: Callable[[Event], None], view: View) ->
     from ratfast.train.context import open_context
     from ratfast.train.failures import failure_of
     from ratfast.train.store import open_store
-    from ratfast.train.work import carry_out, kernels
+    from ratfast.train.work import carry_out_and_keep, kernels
 
     shared: Shared = connection.recv()
     with kernels(shared.recipe):
         context = open_context(shared, open_store(shared.recipe), view)
         while (task := connection.recv()) is not None:
             try:
-                carry_out(task, context)
+                carry_out_and_keep(task, context)
             except Exception as error:
                 failure = failure_of(error)
                 send(Event("failed", (failure,)))
