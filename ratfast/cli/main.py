@@ -1,7 +1,7 @@
 """Entry points of the command line: `ratfast` with its subcommands, and `ratfast-train`.
 
-Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 interrupted, 143 terminated,
-1 anything else.
+Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 interrupted, 143 terminated, 129 hung up
+(the terminal was closed or the connection lost), 1 anything else.
 A subcommand's module is imported when that subcommand is invoked, so that help costs nothing else.
 """
 
@@ -46,7 +46,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Terminated(BaseException):
-    """The process was asked to end by SIGTERM, as batch systems do; what is half-written is removed on the way."""
+    """The process was asked to end: what is half-written is removed on the way.
+
+    Args:
+        number: SIGTERM, as from batch systems, or SIGHUP, when the terminal is gone.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 class LazyGroup(click.Group):
@@ -115,6 +123,8 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
+                signal.signal(signal.SIGHUP, _hang_up_once())
         warnings.showwarning = _warning_printer()
         # Not `Command.main`, which would print an empty line of its own on an interruption.
         command = load()
@@ -136,8 +146,9 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
         _fail(error.format_message(), 1)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted" + go_on(), 130)
-    except _Terminated:
-        _fail("terminated" + go_on(), 143)
+    except _Terminated as stop:
+        word = "hung up" if stop.number == signal.SIGHUP else "terminated"
+        _fail(word + go_on(), 128 + stop.number)
     except BrokenPipeError:
         _silence_stdout()
         sys.exit(1)
@@ -153,7 +164,20 @@ def _run(load: Callable[[], click.Command], prog: str, args: Sequence[str] | Non
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise _Terminated
+    raise _Terminated(number)
+
+
+def _hang_up_once() -> Callable[[int, object], None]:
+    """A handler that ends the process at the first SIGHUP: the kernel sends one, and the shell another."""
+    came = False
+
+    def hang_up(number: int, frame: object) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            raise _Terminated(number)
+
+    return hang_up
 
 
 def _warning_printer() -> Callable[..., None]:

@@ -129,7 +129,7 @@ class Training:
             batches: gives the batch of every update.
             on_step: called after each update with its number of images.
             on_evaluation: called after each evaluation with its `val`.
-            snapshots: where to keep the state meanwhile, and at an interruption (SIGINT, SIGTERM).
+            snapshots: where to keep the state meanwhile, and at an interruption (SIGINT, SIGTERM, SIGHUP).
 
         Returns:
             The evaluations and the best row; the model itself is left as after the last update.

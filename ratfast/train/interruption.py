@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruptions:
-    """Holds SIGINT and SIGTERM back within `held`; everywhere else they do what they did before.
+    """Holds SIGINT, SIGTERM and SIGHUP back within `held`; everywhere else they do what they did before.
 
     A context manager. In a thread that is not the main one, where Python delivers no signals, it does nothing.
     """
@@ -25,8 +25,9 @@ class Interruptions:
     def __enter__(self) -> Interruptions:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # None is a handler that Python did not install, which can neither be called nor put back.
-                if signal.getsignal(number) is not None:
+                # None is a handler that Python did not install, which can neither be called nor put back. What is
+                # ignored, as SIGHUP is under nohup, stays so, in programs that are started meanwhile too.
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
                     self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -105,6 +110,31 @@ class RunProgress:
         self._view.show(RunState(self._name, self._done, self._steps, self._speed, self._accuracy))
 
 
+class _Terminal:
+    """The standard error, which may be a terminal that is closed meanwhile: then nobody is there to be told."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        with _closed_terminal_ignored():
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _closed_terminal_ignored():
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _closed_terminal_ignored() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 class Display(View):
     """The display of a whole command. A context manager.
 
@@ -116,7 +146,7 @@ class Display(View):
     """
 
     def __init__(self, console: Console | None = None):
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=cast(TextIO, _Terminal()))
         self.bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),

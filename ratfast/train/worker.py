@@ -1,7 +1,8 @@
 """A worker: a process that carries out tasks of a plan one after another, as the command that started it tells it.
 
-It keeps what tasks share, such as decoded images, from one to the next. On SIGTERM, and when the command is gone, it
-saves the state of the training it is at and ends. Messages go through a socket: tasks to the worker, events from it.
+It keeps what tasks share, such as decoded images, from one to the next. On SIGTERM or SIGHUP, and when the command is
+gone, it saves the state of the training it is at and ends. Messages go through a socket: tasks to the worker, events
+from it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ratfast.train.progress import RunState, View
 
 if TYPE_CHECKING:
     from ratfast.train.context import Shared
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 EVENTS_PER_SECOND = 5.0
 """At most so often is it said how far a training or anything else is."""
@@ -95,7 +98,9 @@ class RelayedView(View):
 
 def main(descriptor: int) -> None:
     """Serves the command at the other end of a socket until it sends None or is gone."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, _terminate)
     connection = Connection(descriptor)
     threading.Thread(target=_watch, args=(descriptor,), name="ratfast-parent", daemon=True).start()
     sending = threading.Lock()  # warnings come from any thread
@@ -137,7 +142,8 @@ def _serve(connection: Connection, send: Callable[[Event], None], view: View) ->
 
 
 def _terminate(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; what is saved meanwhile is to be whole
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_IGN)  # once is enough; what is saved meanwhile is to be whole
     raise Terminated
 
 

@@ -215,7 +215,11 @@ def test_an_interruption_is_130(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGINT, 130, "ratfast: interrupted\n"), (signal.SIGTERM, 143, "ratfast: terminated\n")],
+    [
+        (signal.SIGINT, 130, "ratfast: interrupted\n"),
+        (signal.SIGTERM, 143, "ratfast: terminated\n"),
+        (signal.SIGHUP, 129, "ratfast: hung up\n"),
+    ],
 )
 def test_a_signal_is_one_line(tmp_path, number, code, words):
     fifo = tmp_path / "recipe.toml"

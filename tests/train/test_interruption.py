@@ -141,7 +141,7 @@ def test_a_state_whose_loss_is_not_finite_does_not_replace_one_that_is(tmp_path)
     assert Snapshots(tmp_path / "run", {}).load().values["updates"] == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_wait_while_they_are_held(number):
     def interrupt(*_):
         raise Interrupt
