@@ -23,6 +23,7 @@ from ratfast.train.failures import Failure, failure_of, record_failure, unfinish
 from ratfast.train.lock import PATIENCE_SECONDS, Holder
 from ratfast.train.plan import Job, Plan, Task
 from ratfast.train.progress import Display
+from ratfast.train.remote import StoreError
 from ratfast.train.settled import settle_recipe
 from ratfast.train.shared import Shared
 from ratfast.train.state import is_done
@@ -261,8 +262,12 @@ def _open_store(recipe: Recipe, site: Site) -> Store:
         )
         raise InputError(f"the machine {where} the folder {folder}, expected {expected}") from error
     store = open_store(recipe)
-    if store.holder() != site.holder:
+    try:
+        holder = store.holder()
+        if store.remote is not None:
+            settle_recipe(recipe, store.output)
+    except (InputError, StoreError) as error:
+        raise type(error)(f"on the machine {socket.gethostname()}, {error}") from error
+    if holder != site.holder:
         raise InputError(f"the machine {where} {store} of the command, expected a shared one")
-    if store.remote is not None:
-        settle_recipe(recipe, store.output)
     return store

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from ratfast.checkpoints import TEMPORARY_FILES
 from ratfast.errors import InputError
@@ -55,6 +56,11 @@ class Remote:
             from fsspec.spec import AbstractFileSystem
         except ImportError as error:
             raise InputError('output.store needs fsspec, expected pip install "ratfast[store]"') from error
+        if urlsplit(url).password is not None:
+            raise InputError(
+                "output.store contains a password, which would be written into recipe.toml, expected a URL without: "
+                "the driver takes keys and passwords from its own configuration or fsspec's"
+            )
         if "::" in url or "://" not in url or (scheme in ("file", "local") and not _is_absolute(url)):
             raise InputError(
                 f"output.store is {url!r}, expected the URL of one folder, such as s3://bucket/folder or "

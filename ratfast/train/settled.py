@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ratfast import config
@@ -54,13 +54,13 @@ def require_same_recipe(found: Recipe, recipe: Recipe, place: str, option: str) 
 
 
 def settle_recipe(recipe: Recipe, output: Path) -> bool:
-    """Writes the recipe into a new output folder and returns True; in a used one, checks that it is the same.
+    """Writes the recipe into a new output folder and returns True; in one with runs, checks that it is the same.
 
     Raises:
         InputError: it is not.
     """
     path = output / records.RECIPE
-    if path.is_file():
+    if path.is_file() and _has_runs(path.name for path in output.rglob("*")):
         require_same_recipe(config.load(path), recipe, f"the output folder {output}", "--output")
         return False
     output.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,18 @@ def fetch_recipe(recipe: Recipe, store: Store) -> None:
     text = store.read(records.RECIPE)
     if text is None:
         return
+    if not _has_runs(store.remote.sizes()):  # of a command that was killed early
+        store.forget([records.RECIPE])
+        return
     source = f"{store.remote.url}/{records.RECIPE}"
     found = config.from_values(config.parse_toml(text, source), source)
     require_same_recipe(found, recipe, str(store), "--store")
     store.fetch([records.RECIPE])
+
+
+def _has_runs(names: Iterable[str]) -> bool:
+    """Whether a run has been finished, or begun and left a state, by the names of files."""
+    return any(Path(name).name == "done" or name.endswith(records.SNAPSHOT_SUFFIX) for name in names)
 
 
 @contextlib.contextmanager

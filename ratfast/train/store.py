@@ -124,7 +124,6 @@ class RemoteStore(Store):
         with store_lock.held(self.remote, self._ended, say) as self._heart:
             self.remote.remove_leftovers()
             yield
-        self._heart = None
 
     def looked_at(self, tasks: Collection[Task]) -> contextlib.AbstractContextManager[Path]:
         """A folder that shows what is done in either place."""

@@ -13,9 +13,11 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same() -> None:
+@pytest.mark.parametrize("moved", ["0", "0.7"])
+def test_killed_at_random_moments_it_ends_the_same(moved) -> None:
     kills = int(os.environ.get("RATFAST_KILLS", "6"))
-    command = [sys.executable, str(Path(__file__).with_name("kills.py")), "--kills", str(kills)]
+    script = str(Path(__file__).with_name("kills.py"))
+    command = [sys.executable, script, "--kills", str(kills), "--moved", moved]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["kills"] >= kills

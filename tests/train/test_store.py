@@ -261,6 +261,7 @@ def test_what_time_does_not_mend_is_not_tried_again(url, monkeypatch, error) -> 
     [
         ("nothing://x/y", "expected a scheme that fsspec knows"),
         ("file://relative/folder", "expected the URL of one folder"),
+        ("sftp://me:secret@host/folder", "output.store contains a password"),
         ("simplecache::s3://bucket/folder", "output.store is "),
         ("/folder", "expected a URL such as s3://bucket/folder"),
         ("s3:/bucket/folder", "expected a URL such as s3://bucket/folder"),

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from ratfast import InputError, checkpoints, config, train
 from ratfast.cli.plan import plan
-from ratfast.train import records, remote, store_lock
-from ratfast.train.remote import StoreError
+from ratfast.train import on_ray, records, remote, store_lock
+from ratfast.train.remote import Remote, StoreError
+from ratfast.train.store import RemoteStore
 
 from .conftest import smallest_values
 from .outputs import fingerprint
@@ -202,6 +203,7 @@ def test_workers_that_cannot_write_go_on(values, tmp_path) -> None:
 def test_another_recipe_is_refused_before_anything_is_written(values, tmp_path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / records.RECIPE).write_text(recipe_of(values, None, runs=7).to_toml())
+    (tmp_path / "store" / "done").touch()
     with pytest.raises(
         InputError, match=r"the store file:\S+ holds runs of another recipe \(differing in train.runs"
     ):
@@ -249,3 +251,32 @@ def test_the_plan_shows_what_the_store_holds(values, tmp_path, monkeypatch) -> N
         in CliRunner().invoke(plan, ["recipe.toml"]).output
     )
     assert os.listdir() == ["recipe.toml"]
+
+
+def test_a_machine_of_a_cluster_has_a_folder_of_its_own(values, tmp_path, monkeypatch) -> None:
+    """As a worker on another machine opens the store, which is that of the command or not."""
+    recipe = recipe_of(values, tmp_path / "store")
+    command = RemoteStore(tmp_path / "command", Remote(recipe.output.store))
+    monkeypatch.chdir(tmp_path)
+    with command.held(print):
+        site = on_ray.Site(str(tmp_path / "machine"), command.holder())
+        store = on_ray._open_store(recipe, site)
+        assert Path.cwd() == tmp_path / "machine" and store.output == Path("output")
+        assert config.differences(config.load("output/recipe.toml"), recipe) == []
+        monkeypatch.setenv(on_ray.FOLDER, str(tmp_path / "scratch"))
+        on_ray._open_store(recipe, site)
+        assert Path.cwd() == tmp_path / "scratch"
+        other = recipe_of(values, tmp_path / "store", runs=7)
+        on_ray._open_store(other, site)  # nothing was done with the other recipe
+        (tmp_path / "scratch/output/done").touch()
+        with pytest.raises(
+            InputError, match=r"^on the machine .*, the output folder output holds runs of another"
+        ):
+            on_ray._open_store(recipe, site)
+        monkeypatch.setenv(on_ray.FOLDER, str(tmp_path / "recipe" / "x"))
+        (tmp_path / "recipe").touch()
+        with pytest.raises(InputError, match=r"does not see the folder .*, expected one that it can make"):
+            on_ray._open_store(recipe, site)
+    monkeypatch.delenv(on_ray.FOLDER)
+    with pytest.raises(InputError, match=r"^the machine .* does not see the store file:\S+ of the command"):
+        on_ray._open_store(recipe, site)
