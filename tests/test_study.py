@@ -114,6 +114,7 @@ def test_the_page_and_the_tables_have_every_arm_and_domain(study) -> None:
     text = (output / "study.md").read_text()
     assert text.count("| Ratatouille, uniform |") == 2
     assert "| recycled, far task |" in text
+    assert (output / "gains.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_changes_no_number(study) -> None:

@@ -4,8 +4,8 @@
     python benchmarks/study/run.py OUTPUT --fraction 0.02 --arms main,far     # within minutes, to see it work
 
 Below OUTPUT: `images/`, `downloads/`, an output folder of ratfast-train for each arm and held-out domain (`main/usps`)
-with its log, `study.json` (the record), `study.md` (its tables) and `study.html` (the page). A finished study is not
-done again: the command then reads what is there, and no number changes.
+with its log, `study.json` (the record), `study.md` (its tables), `gains.png` (its figure) and `study.html` (the page).
+A finished study is not done again: the command then reads what is there, and no number changes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import collecting  # noqa: E402 - beside this file
 import digits  # noqa: E402
+import figure  # noqa: E402
 
 from ratfast import InputError, config  # noqa: E402
 from ratfast.analysis.networks import read_object  # noqa: E402
 from ratfast.analysis.whole import ANALYSIS, compare_networks  # noqa: E402
+from ratfast.report.drawing import file_png  # noqa: E402
 from ratfast.train import records  # noqa: E402
 
 ARMS = ("main", "far", "long")
@@ -140,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         records.write_json(asked.output / "study.json", record)
         records.write_text(asked.output / "study.md", text)
         folders = asked.output
+        if record["gains"]:
+            (asked.output / "gains.png").write_bytes(file_png(figure.gains(record)))
         call("main", ["report", str(folders), "--html", str(folders / "study.html")], folders / "report.log")
     except InputError as error:
         print(f"study: {error}", file=sys.stderr)

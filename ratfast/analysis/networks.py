@@ -91,7 +91,6 @@ def open_networks(
     """
     display = display or Display(Console(quiet=True))
     where = host.find_device(device)
-    host.prepare(where, None)
     of_run = len(paths) == 1 and is_run(paths[0])
     of_files = {"--dataset": dataset, "--in-domain": in_domains, "--backbone": backbone}
     _refuse(
@@ -102,9 +101,11 @@ def open_networks(
     sources: Sequence[str]
     in_domain: str | None
     out_of_domain: str | None
+    threads = None
     if of_run:
         run = _Run(Path(paths[0]), trial, members)
         names, sources, files = run.names, run.sources, run.files
+        threads = run.threads
         options = run.data if data_dir is None else replace(run.data, dir=os.fspath(data_dir))
         folder = catalogue.find_folder(options.dir, options.target)
         network = build_network(files[0], data.scan(folder), None, None)
@@ -119,6 +120,7 @@ def open_networks(
         folder = catalogue.find_folder(data_dir, dataset)
         network = build_network(files[0], data.scan(folder), backbone, image_size)
         options = Data(dir=os.fspath(data_dir), target=dataset, image_size=network.image_size)
+    host.prepare(where, threads)
     fill_network(network, checkpoints.load(files[0]), files[0])
     network.to(where, memory_format=torch.channels_last)
     pool = Pool.open(files, where, buffers=buffers)
@@ -151,6 +153,7 @@ class _Run:
     def __init__(self, folder: Path, trial: int | None, members: Sequence[int] | None):
         recipe = config.load(folder / records.RECIPE)
         self.data = recipe.data
+        self.threads = recipe.train.threads  # so that averages are evaluated to the numbers of their training
         if None in (recipe.data.dir, recipe.data.target, recipe.data.test_env):
             raise InputError(
                 f"{folder / records.RECIPE} lacks data.dir, data.target or data.test_env, expected all three"

@@ -179,6 +179,8 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             fold.
         cuda_graph: on CUDA, "auto" captures an update into a CUDA graph and replays it; where that fails, updates are
             made one operation at a time, as with "off", and the output says so (time alone).
+        compile: "on" gives the updates of the whole network to `torch.compile`, which fuses what is left between the
+            convolutions; each training then begins with a compilation. On a CPU it is slower. The last digits differ.
     """
 
     rows: Annotated[tuple[Row, ...], Meta(min_length=1)] = ("inter-training", "ratatouille")
@@ -201,6 +203,7 @@ class Train(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     snapshot_seconds: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
     fold_batch_norm: Literal["auto", "on", "off"] = "auto"
     cuda_graph: Literal["auto", "off"] = "auto"
+    compile: Literal["on", "off"] = "off"
 
 
 class HParams(_Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from ratfast.train.evaluation import autocast
 from ratfast.train.interruption import Interruptions
 from ratfast.train.loss import RunningLoss
 from ratfast.train.snapshot import Snapshot, Snapshots, random_states, restore_random_states
-from ratfast.train.step import EagerStep, GraphedStep, Step, full_loss, head_loss
+from ratfast.train.step import EagerStep, GraphedStep, Step, compiled, full_loss, head_loss
 from ratfast.train.stopwatch import Stopwatch
 from ratfast.train.validation import Validator
 
@@ -38,6 +38,7 @@ class Schedule:
         precision: `"float32"` or `"bfloat16"` (autocast; weights and optimizer state stay float32).
         head_graph_only: no gradients are computed for the backbone while the head alone is trained.
         cuda_graph: on CUDA, updates are captured into a graph and replayed.
+        compile: updates of the whole network are compiled.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class Schedule:
     precision: str
     head_graph_only: bool = True
     cuda_graph: bool = False
+    compile: bool = False
 
 
 class Batches(Protocol):
@@ -259,6 +261,8 @@ class Training:
 
     def _new_step(self, probing: bool) -> Step:
         loss_of = head_loss if probing and self._schedule.head_graph_only else full_loss
+        if self._schedule.compile and not probing:
+            loss_of = compiled(full_loss)
 
         def compute(batch: Batch) -> Tensor:
             with autocast(self._arena.device, self._schedule.precision):

@@ -66,6 +66,7 @@ def run_job(job: Job, context: Context) -> None:
         precision=context.precision,
         head_graph_only=switches.probe_gradients == "head",
         cuda_graph=recipe.train.cuda_graph == "auto",
+        compile=recipe.train.compile == "on",
     )
     progress = context.display.begin(job.name, job.steps)
 

@@ -36,6 +36,33 @@ def full_loss(model: Classifier, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch.images), batch.labels)
 
 
+def compiled(loss: Loss) -> Loss:
+    """The same loss by `torch.compile`, for batches of one shape.
+
+    What was compiled for an earlier training goes: it is of a network with other names, classes or dropout, and after
+    some of those torch would compile no more and say so only in a log.
+
+    Raises:
+        InputError: by the returned function, if the network cannot be compiled.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # a second that others need not wait
+
+    torch.compiler.reset()
+    function = torch.compile(loss, dynamic=False)
+
+    def compute(model: Classifier, batch: Batch) -> Tensor:
+        try:
+            return function(model, batch)
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f'train.compile is on, and torch.compile failed ({reason}), expected "off" or what it needs, such as '
+                "a C++ compiler"
+            ) from error
+
+    return compute
+
+
 class Step(Protocol):
     """Makes updates."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ratfast import InputError, config, protocol
@@ -66,6 +67,19 @@ def test_all_analyses_of_a_training_are_repeatable_wherever_it_is(finished, tmp_
     analyse_run(moved, SMALL)
     assert (moved / ANALYSIS).read_bytes() == stored
     (finished / ANALYSIS).unlink()
+
+
+def test_threads_are_those_of_the_training(finished, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    recipe = moved / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("[train]\n", "[train]\nthreads = 3\n"))
+    before = torch.get_num_threads()
+    try:
+        open_networks([moved], members=[0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_files_on_chosen_domains(finished, data_dir):

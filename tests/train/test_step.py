@@ -1,10 +1,13 @@
 """Updates captured and replayed, against the same updates made one operation at a time."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 import pytest
 import torch
 
+from ratfast import InputError
 from ratfast.arena import Arena
 from ratfast.data import Batch
 from ratfast.models.folding import fold_batch_norm
@@ -171,6 +174,29 @@ def test_the_first_losses_with_folded_normalisation_are_those_without_to_float32
     )
     assert plain != folded
     assert folded == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_first_losses_of_compiled_updates_are_those_without_to_float32s_rounding():
+    options = {"probe_steps": 1, "eval_every": 1, "steps": 3, "fold": True}
+    with mock.patch.object(torch, "compile", wraps=torch.compile) as compile_:
+        plain, compiled = (
+            [row["loss"] for row in train("cpu", compile=use, **options)[0].rows] for use in (False, True)
+        )
+    assert compile_.call_count == 1
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_what_cannot_be_compiled_is_one_sentence():
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    compile_ = functools.partial(torch.compile, backend=backend)
+    with (
+        mock.patch.object(torch, "compile", compile_),
+        pytest.raises(InputError, match=r"train\.compile is on"),
+    ):
+        train("cpu", compile=True, probe_steps=0, steps=1)
 
 
 @pytest.mark.cuda
