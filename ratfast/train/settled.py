@@ -101,6 +101,8 @@ def settled_recipe(recipe: Recipe, store: Store, plan: Plan) -> Iterator[None]:
     is_new = settle_recipe(recipe, output)
     if store.read(records.RECIPE) is None:
         store.keep([records.RECIPE])
+    else:
+        is_new = False  # runs of the recipe are in the store, if not here
     try:
         yield
     except BaseException:

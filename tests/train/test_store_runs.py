@@ -234,6 +234,14 @@ def test_a_recipe_that_fails_at_first_leaves_the_store_to_another(values, tmp_pa
     assert fingerprint(tmp_path / "store") == {}
     assert not (tmp_path / "store" / records.RECIPE).exists()
 
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "run_job", fail)
+        (tmp_path / "store" / "done").touch()  # of a run, as another machine had it
+        (tmp_path / "store" / records.RECIPE).write_text(recipe_of(values, None).to_toml())
+        with pytest.raises(InputError, match="the loss is nan"):
+            run_in(tmp_path / "two", recipe_of(values, tmp_path / "store"))
+    assert (tmp_path / "store" / records.RECIPE).exists()
+
 
 def test_the_plan_shows_what_the_store_holds(values, tmp_path, monkeypatch) -> None:
     recipe = recipe_of(values, tmp_path / "store", steps=2, head_steps=2, runs=1, rows=["inter-training"])
