@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ from rich.console import Console
 from ratfast import InputError, checkpoints, config, train
 from ratfast.cli.plan import plan
 from ratfast.train import on_ray, records, remote, store_lock
+from ratfast.train.context import open_context
+from ratfast.train.plan import make_plan, scan_datasets
 from ratfast.train.remote import Remote, StoreError
+from ratfast.train.shared import Shared
+from ratfast.train.state import is_done
 from ratfast.train.store import RemoteStore
+from ratfast.train.worker import RelayedView
 
 from .conftest import smallest_values
 from .outputs import fingerprint
@@ -288,3 +294,41 @@ def test_a_machine_of_a_cluster_has_a_folder_of_its_own(values, tmp_path, monkey
     monkeypatch.delenv(on_ray.FOLDER)
     with pytest.raises(InputError, match=r"^the machine .* does not see the store file:\S+ of the command"):
         on_ray._open_store(recipe, site)
+
+
+def test_machines_take_turns_with_nothing_but_the_store_between_them(
+    values, expected, tmp_path, monkeypatch
+) -> None:
+    """As Ray has it, without Ray: each task goes to the other machine, and the records end where the command is."""
+    recipe = recipe_of(values, tmp_path / "store")
+    command = RemoteStore(tmp_path / "command" / "output", Remote(recipe.output.store))
+    view = RelayedView(lambda event: None)
+    datasets = scan_datasets(recipe)
+    carried_out = make_plan(recipe, datasets)
+    contexts = {}
+    monkeypatch.chdir(tmp_path)
+    with command.held(print):
+        site = on_ray.Site(str(tmp_path), command.holder())
+        for name in ("one", "two"):
+            monkeypatch.setenv(on_ray.FOLDER, str(tmp_path / name))
+            store = on_ray._open_store(recipe, site)
+            contexts[name] = open_context(Shared(recipe, datasets, "cpu", "float32", 1), store, view)
+        for task, name in zip(carried_out.tasks, cycle(contexts), strict=False):
+            os.chdir(tmp_path / name)
+            for _ in range(2):  # what is done is not made again
+                monkeypatch.setitem(on_ray._contexts, site, contexts[name])
+                assert on_ray._work(task, [None], site, None) is None
+        command.fetch_done(carried_out.tasks)
+        assert all(is_done(task, command.output) for task in carried_out.tasks)
+    made = {
+        name: digest
+        for name, digest in files_alone(expected).items()
+        if not name.startswith(("table", "summary"))
+    }
+    assert files_alone(fingerprint(tmp_path / "store")) == made
+    for place in ("one", "two", "command"):
+        assert fingerprint(tmp_path / place / "output").items() <= made.items()
+    checkpoint = "target/trial0-run00/model.safetensors"
+    assert (tmp_path / "one/output" / checkpoint).is_file() and (
+        tmp_path / "two/output" / checkpoint
+    ).is_file()
