@@ -14,8 +14,10 @@ from ratfast import config, protocol
 from ratfast.config import Recipe
 from ratfast.errors import InputError
 from ratfast.train import host, on_ray, records
+from ratfast.train.agenda import Agenda
 from ratfast.train.averages import forget_averages, read_averages
 from ratfast.train.context import Context
+from ratfast.train.failures import failure_of, record_failure
 from ratfast.train.leakage import warn_of_shared_images
 from ratfast.train.left_out import LEFT_OUT, write_left_out
 from ratfast.train.lock import locked_output, refuse_if_locked
@@ -46,7 +48,7 @@ def run(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
 
     Raises:
         InputError: the recipe, a data set or a checkpoint is wrong, or another command is writing there.
-        UnfinishedError: workers failed; everything that does not need their tasks is done.
+        UnfinishedError: trainings or averages failed; everything that does not need their tasks is done.
         StoreError: `output.store` could not be read or written; what is done is in the output folder.
     """
     recipe = config.validated(recipe)
@@ -169,9 +171,34 @@ def _carry_out(plan: Plan, context: Context, lock: int, ray: Any) -> None:
             several.carry_out(plan, store)
         return
     with kernels(recipe):
-        for task in plan.tasks:
-            if not is_done(task, store.output):
-                carry_out_and_keep(task, context)
+        _carry_out_here(plan, context)
+
+
+def _carry_out_here(plan: Plan, context: Context) -> None:
+    """Carries them out in this process, one by one.
+
+    One that was given something wrong, such as a learning rate that its loss does not survive, holds up only those
+    that need it. Before any training is done that ends the command instead: the recipe as a whole may be wrong.
+
+    Raises:
+        UnfinishedError: some failed, all others are done.
+    """
+    output = context.output
+    agenda = Agenda(plan, lambda task: is_done(task, output), retries=0)
+    while (task := agenda.next()) is not None:
+        try:
+            carry_out_and_keep(task, context)
+        except InputError as error:
+            if not any(is_done(job, output) for job in plan.jobs):
+                raise
+            failure = failure_of(error)
+            context.display.end(task.name)
+            context.display.say(f"{task.name}: {failure.sentence}; given up")
+            record_failure(task, failure, context.store)
+            agenda.failed(task, failure)
+        else:
+            agenda.done(task)
+    agenda.close()
 
 
 def _check_run(job: Job, context: Context) -> None:

@@ -42,6 +42,7 @@ working directory of the command."""
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+_POST_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,33 @@ class Mailbox:
         return taken
 
 
+class Sender:
+    """Puts events into a mailbox, in their order and without waiting.
+
+    Args:
+        mailbox: the actor.
+    """
+
+    def __init__(self, mailbox: Any):
+        self._mailbox = mailbox
+        self._last: Any = None
+
+    def __call__(self, event: Event) -> None:
+        """Begins to send it."""
+        self._last = self._mailbox.post.remote(event)
+
+    def wait(self) -> None:
+        """Waits until all of them have arrived: who hears that a task has ended then finds everything that it told."""
+        import ray
+
+        last, self._last = self._last, None
+        if last is not None:
+            with contextlib.suppress(ray.exceptions.RayError):  # the mailbox was lost, or is out of reach
+                ray.get(last, timeout=_POST_SECONDS)
+
+
 _contexts: dict[Site, Context] = {}
+_senders: dict[Site, Sender] = {}
 
 
 def _work(task: Task, shared: list[Any], site: Site, mailbox: Any, *needed: Failure | None) -> Failure | None:
@@ -229,6 +256,9 @@ def _work(task: Task, shared: list[Any], site: Site, mailbox: Any, *needed: Fail
         context.store.keep_done(task)
     except InputError as error:
         return failure_of(error)
+    finally:
+        if site in _senders:
+            _senders[site].wait()
     return None
 
 
@@ -241,8 +271,8 @@ def _context_of(place: Any, site: Site, mailbox: Any) -> Context:
 
         shared: Shared = ray.get(place)
         store = _open_store(shared.recipe, site)
-        view = RelayedView(lambda event: mailbox.post.remote(event) and None)
-        _contexts[site] = open_context(shared, store, view)
+        _senders[site] = Sender(mailbox)
+        _contexts[site] = open_context(shared, store, RelayedView(_senders[site]))
     return _contexts[site]
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from ratfast import InputError, checkpoints, config, train
 from ratfast.averaging import average
+from ratfast.errors import UnfinishedError
+from ratfast.train import job
 from ratfast.train.checkpoint_accuracy import checkpoint_accuracy
 from ratfast.train.leakage import warn_of_shared_images
 from ratfast.train.progress import Display, RunProgress
@@ -138,6 +140,30 @@ def test_a_recipe_that_fails_in_its_first_run_leaves_the_folder_to_another(
     values["data"]["aux"] = ["Near"]
     values["train"]["runs"] = 1
     assert len(train.run(config.from_dict(values))["members"]) == 1
+
+
+def test_a_run_whose_loss_diverges_holds_up_only_what_needs_it(
+    data_dir, backbone_file, tmp_path, monkeypatch
+) -> None:
+    values = tiny_values(data_dir, backbone_file, tmp_path / "output")
+    draw = job.draw_hparams
+
+    def one_too_fast(run, recipe):
+        return draw(run, recipe) | ({"lr": 1e30} if run.name == "auxiliary/Far/run00" else {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "draw_hparams", one_too_fast)
+        with pytest.raises(UnfinishedError) as caught:
+            train.run(config.from_dict(values))
+    assert caught.value.input_is_wrong
+    failed, waiting = caught.value.lines
+    assert failed.startswith("auxiliary/Far/run00 failed: the loss is ") and "train.lr_scale" in failed
+    assert "averages/uniform" in waiting and "Near" not in waiting
+    assert "the loss is" in (tmp_path / "output/auxiliary/Far/run00.failed").read_text()
+    done = {path.parent.relative_to(tmp_path / "output").as_posix() for path in tmp_path.rglob("done")}
+    assert {"auxiliary/Near/run00", "target/trial0-run00"} <= done and "auxiliary/Far/run00" not in done
+    assert len(train.run(config.from_dict(values))["members"]) == 3  # the same recipe again
+    assert not list(tmp_path.rglob("*.failed"))
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
