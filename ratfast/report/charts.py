@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from ratfast.report.drawing import Chart, add_legend, colour, new_axes, plain_text, series
 from ratfast.report.methods import is_number
-from ratfast.report.reading import Output, Run
+from ratfast.report.reading import Average, Output, Run
 
 _ACCURACY = "accuracy (%)"
+_MARKERS = "Ds^vPX"  # of averages, by kind
 _MOST_CELLS = 10  # networks whose numbers are written into a matrix
 
 
@@ -63,8 +65,14 @@ def _members(output: Output) -> Iterator[Chart]:
     ]
     if not members:
         return
-    figure, axes = new_axes("validation " + _ACCURACY, f"{output.test_domain} {_ACCURACY}")
-    for source, tint in _by_source([m["initialisation"] for m in members]).items():
+    kinds: dict[str, list[Average]] = {}
+    for average in averages:
+        kinds.setdefault(average.name.partition("_trial")[0], []).append(average)
+    tints = _by_source([m["initialisation"] for m in members])
+    figure, axes = new_axes(
+        "validation " + _ACCURACY, f"{output.test_domain} {_ACCURACY}", legend_lines=len(tints) + len(kinds)
+    )
+    for source, tint in tints.items():
         own = [m for m in members if m["initialisation"] == source]
         axes.scatter(
             _percent([m["val"] for m in own]),
@@ -73,18 +81,23 @@ def _members(output: Output) -> Iterator[Chart]:
             s=34,
             label=f"from {short(source)}",
         )
-    for average in averages:
-        x, y = 100 * average.record["val"], 100 * average.record["test"]
-        axes.scatter([x], [y], marker="D", s=52, facecolor="none", edgecolor=colour("ink"), linewidth=1.6)
-        axes.annotate(
-            average.name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=10, color=colour("ink")
+    for (kind, own_averages), marker in zip(kinds.items(), cycle(_MARKERS), strict=False):
+        axes.scatter(
+            _percent([average.record["val"] for average in own_averages]),
+            _percent([average.record["test"] for average in own_averages]),
+            marker=marker,
+            s=52,
+            facecolor="none",
+            edgecolor=colour("ink"),
+            linewidth=1.4,
+            label=f"average: {kind}",
         )
     add_legend(axes)
     yield Chart(
         "members",
         "Members and averages",
         "Accuracy on the training domains' validation images against that on the domain that no run has seen; "
-        "diamonds are averages.",
+        "hollow marks are averages, of each trial and of all together.",
         figure,
     )
 

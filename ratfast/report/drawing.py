@@ -39,6 +39,10 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 _SIZE = (4.2, 3.1)  # inches: 302 points wide, about a phone's page, so that text keeps its size there
 
 
+_LEGEND_LINE = 0.21  # inches
+_USUAL_LINES = 3
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure with what it says.
@@ -66,17 +70,22 @@ def series(index: int) -> str:
     return colour(f"series{index % 8}")
 
 
-def new_axes(x: str, y: str, *, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+def new_axes(
+    x: str, y: str, *, size: tuple[float, float] = _SIZE, legend_lines: int = 0
+) -> tuple[Figure, Axes]:
     """A figure with one empty plot in the page's style.
 
     Args:
         x: what stands below the horizontal axis.
         y: what stands beside the vertical one.
         size: in inches.
+        legend_lines: of the legend above; the figure grows by those beyond the usual few, and the plot keeps its size.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    width, height = size
+    height += _LEGEND_LINE * max(0, legend_lines - _USUAL_LINES)
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.add_subplot()
     axes.set_facecolor("none")
