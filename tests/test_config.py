@@ -60,7 +60,7 @@ def recipes(draw):
             weight_decay=draw(optional(between(0, 1))),
             dropout=draw(optional(between(0, 1, exclude_max=True))),
         ),
-        output=config.Output(dir=draw(TEXT)),
+        output=config.Output(dir=draw(TEXT), store=draw(optional(TEXT.map("s3://bucket/{}".format)))),
     )
 
 

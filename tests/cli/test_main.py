@@ -315,6 +315,7 @@ def test_every_flag_reaches_its_key(trained):
         "--steps": ("50", 50),
         "--seed": ("7", 7),
         "--output": ("out", "out"),
+        "--store": ("s3://bucket/out", "s3://bucket/out"),
         "--device": ("cuda:1", "cuda:1"),
         "--workers": ("3", 3),
         "--ray": ("local", "local"),
