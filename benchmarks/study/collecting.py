@@ -20,8 +20,8 @@ GAINS = {
     "recycled, near tasks": (("main", "uniform"), ("main", "soup-uniform")),
     "recycled, near tasks, greedy": (("main", "greedy"), ("main", "soup-greedy")),
     "recycled, far task": (("far", "uniform"), ("main", "soup-uniform")),
-    "recycled, near tasks, three times as long": (("long", "uniform"), ("long", "soup-uniform")),
-    "not recycled, three times as long": (("long", "soup-uniform"), ("main", "soup-uniform")),
+    "recycled, near tasks, trained three times as long": (("long", "uniform"), ("long", "soup-uniform")),
+    "trained three times as long, not recycled": (("long", "soup-uniform"), ("main", "soup-uniform")),
 }
 """Differences of test accuracies between averages of the same trial, which share splits and draws."""
 
