@@ -68,9 +68,10 @@ def _arm(outputs: Sequence[Output], domains: Sequence[str]) -> dict[str, Any]:
             domain: asdict(found) for domain, found in zip(domains, scores, strict=True) if found is not None
         }
         rows.append({"method": method, "domains": cells, "mean": asdict(mean_score(scores))})
-    recipe = config.load(outputs[0].folder / records.RECIPE).to_dict()
-    for section, key in (("data", "dir"), ("data", "test_env"), ("output", "dir")):
-        del recipe[section][key]
+    # As the file has it: a later version's further keys are no part of what was carried out.
+    recipe = config.read_toml(outputs[0].folder / records.RECIPE)
+    for key in ("data.dir", "data.test_env", "output.dir"):
+        del recipe[key]
     seconds = {
         domain: round(sum(output.summary["seconds"].values()))
         for domain, output in zip(domains, outputs, strict=True)
