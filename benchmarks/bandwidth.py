@@ -1,10 +1,21 @@
-"""The floor that memory-bound operations are held against: what a plain copy reaches on the same device."""
+"""What measurements share: the device, a clock, and what a plain copy reaches, the floor of memory-bound work."""
 
 from __future__ import annotations
 
+import os
 import time
 
+import pytest
 import torch
+
+
+def device_of(kind: str) -> torch.device:
+    """A device for a test; one on "cuda" is skipped where there is none, or fails if RATFAST_REQUIRE_CUDA is 1."""
+    if kind == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("RATFAST_REQUIRE_CUDA") == "1":
+            pytest.fail("no CUDA device, and RATFAST_REQUIRE_CUDA=1")
+        pytest.skip("no CUDA device")
+    return torch.device(kind)
 
 
 def synchronized_clock() -> float:

@@ -18,7 +18,7 @@ results=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python3}
-steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging images train}
+steps=${STEPS:-machine build tests memcheck racecheck optimizers averaging training_step images train}
 log=$results/log.txt
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export RATFAST_REQUIRE_CUDA=1
@@ -159,7 +159,7 @@ step tests 600 "$python" -m pytest -q -p no:cacheprovider tests "${ignored[@]}"
 bash_step memcheck 600 memcheck
 bash_step racecheck 600 racecheck
 export RATFAST_BENCH_MODELS=${RATFAST_BENCH_MODELS:-4,20} # of the averaging suite
-for suite in optimizers averaging; do
+for suite in optimizers averaging training_step; do
     [ -e "benchmarks/test_$suite.py" ] && bash_step "$suite" 600 measure "$suite"
 done
 bash_step images 600 images

@@ -34,7 +34,7 @@ import time
 import pytest
 import torch
 import torchvision
-from bandwidth import copy_bandwidth, synchronized_clock
+from bandwidth import copy_bandwidth, device_of, synchronized_clock
 
 from ratfast import native
 from ratfast.arena import Arena
@@ -65,14 +65,6 @@ CASES = [
     for architecture in architectures
     for name in names
 ]
-
-
-def device_of(kind):
-    if kind == "cuda" and not torch.cuda.is_available():
-        if os.environ.get("RATFAST_REQUIRE_CUDA") == "1":
-            pytest.fail("no CUDA device, and RATFAST_REQUIRE_CUDA=1")
-        pytest.skip("no CUDA device")
-    return torch.device(kind)
 
 
 @functools.cache
