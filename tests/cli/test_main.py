@@ -228,8 +228,8 @@ def test_a_signal_is_one_line(tmp_path, number, code, words):
     process = subprocess.Popen(
         [sys.executable, "-c", "print(flush=True);" + CALL.format(entry="train"), str(fifo)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A background job of a shell, as the tests may be one, ignores SIGINT and passes that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A background job of a shell, as the tests may be one, ignores SIGINT, under nohup SIGHUP, and passes that on.
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
     )  # fmt: skip
     process.stdout.readline()
     time.sleep(1.0)

@@ -40,6 +40,7 @@ def test_a_closed_terminal_ends_it_with_its_state_saved(data_dir, tmp_path, work
     if not process:
         os.chdir(tmp_path)
         os.environ["OMP_NUM_THREADS"] = "1"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.execv(TRAIN[0], TRAIN)
     os.set_blocking(terminal, False)
     state = tmp_path / "output" / "probe" / "Near.snapshot"
