@@ -64,8 +64,8 @@ def plan(
         holder = store.holder()
     except StoreError as error:
         raise InputError(f"output.store: {error}") from error
+    running = None if holder is None else str(holder)
     if as_json:
-        running = None if holder is None else str(holder)
         click.echo(json.dumps({**found, "running": running, "notes": notes}, indent=2))
         return
     target = datasets[built.data.target]
@@ -73,7 +73,6 @@ def plan(
     click.echo(
         f"{target.name}, tested on {target.domains[made.test_env].name}; output folder {found['output']}{kept}"
     )
-    running = None if holder is None else str(holder)
     if running and store.remote is not None:
         running += ", unless that was killed"  # nobody can tell without watching for a while
     for line in [*notes, *_lines(found, running, price_per_hour)]:

@@ -35,8 +35,8 @@ def outlined(tasks: Collection[Task], output: Path, remote: Remote) -> Iterator[
             if is_done(task, output):
                 _link_done(task, output, folder)
                 continue
-            if isinstance(task, Job) and f"{task.name}/done" in there:
-                wanted += [f"{task.name}/{records.RUN}", f"{task.name}/done"]
+            if isinstance(task, Job) and f"{task.name}/{records.DONE}" in there:
+                wanted += [f"{task.name}/{records.RUN}", f"{task.name}/{records.DONE}"]
             elif isinstance(task, Job):
                 _link_state(task, output, folder, remote, there)
             elif f"{task.name}.json" in there:

@@ -22,6 +22,8 @@ RESULTS = "results.jsonl"
 RUN = "run.json"
 SUMMARY = "summary.json"
 RECIPE = "recipe.toml"
+DONE = "done"
+"""Of the file in a run's folder that is the last to be there."""
 SNAPSHOT_SUFFIX = ".snapshot"
 """Of the file beside a run's folder that holds the state of the run while it goes on."""
 FAILURE_SUFFIX = ".failed"
@@ -50,7 +52,7 @@ def new_run(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        write_text(partial / "done", "done\n")
+        write_text(partial / DONE, "done\n")
         if folder.is_dir() and not is_done(folder):
             shutil.rmtree(folder)  # a part of a run that was being copied here
         try:
@@ -86,4 +88,4 @@ def link(place: Path, folder: Path) -> None:
 
 def is_done(folder: Path) -> bool:
     """Whether the run of this folder has finished."""
-    return (folder / "done").is_file()
+    return (folder / DONE).is_file()

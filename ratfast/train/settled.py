@@ -88,7 +88,7 @@ def fetch_recipe(recipe: Recipe, store: Store) -> None:
 
 def _has_runs(names: Iterable[str]) -> bool:
     """Whether a run has been finished, or begun and left a state, by the names of files."""
-    return any(Path(name).name == "done" or name.endswith(records.SNAPSHOT_SUFFIX) for name in names)
+    return any(Path(name).name == records.DONE or name.endswith(records.SNAPSHOT_SUFFIX) for name in names)
 
 
 @contextlib.contextmanager

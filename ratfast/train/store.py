@@ -20,9 +20,7 @@ from ratfast.train.lock import Holder, find_holder, last_holder
 from ratfast.train.outline import outlined, write_outline
 from ratfast.train.plan import PRETRAINED, Job, Task
 from ratfast.train.remote import Remote, StoreError
-from ratfast.train.state import average_file, is_done, updates_made
-
-DONE = "done"
+from ratfast.train.state import average_file, failure_file, is_done, snapshot_file, updates_made
 
 
 class Store:
@@ -143,11 +141,17 @@ class RemoteStore(Store):
         """Brings both places to the same records, by one list of the store's files."""
         there = self.remote.sizes()
         jobs = [task for task in tasks if isinstance(task, Job)]
-        new = [job.name for job in jobs if not is_done(job, self.output) and f"{job.name}/{DONE}" in there]
+        new = [
+            job.name
+            for job in jobs
+            if not is_done(job, self.output) and f"{job.name}/{records.DONE}" in there
+        ]
         self._write([f"{name}/{file}" for name in new for file in (records.RUN, records.RESULTS)])
-        self._write([f"{name}/{DONE}" for name in new if (self.output / name / records.RUN).is_file()])
+        self._write(
+            [f"{name}/{records.DONE}" for name in new if (self.output / name / records.RUN).is_file()]
+        )
         for job in jobs:
-            if is_done(job, self.output) and f"{job.name}/{DONE}" not in there:
+            if is_done(job, self.output) and f"{job.name}/{records.DONE}" not in there:
                 self.keep_done(job)
         begun = [job for job in jobs if _state(job) in there]
         for job in begun:
@@ -168,8 +172,8 @@ class RemoteStore(Store):
     def fetch_task(self, task: Task) -> None:
         """Gets its records."""
         if isinstance(task, Job):
-            files = (records.RUN, records.RESULTS, DONE)
-            if not is_done(task, self.output) and self.remote.exists(f"{task.name}/{DONE}"):
+            files = (records.RUN, records.RESULTS, records.DONE)
+            if not is_done(task, self.output) and self.remote.exists(f"{task.name}/{records.DONE}"):
                 self._write([f"{task.name}/{file}" for file in files])
         elif self.remote.exists(f"{task.name}.json"):
             self.fetch([f"{task.name}.safetensors", f"{task.name}.json"])
@@ -178,7 +182,7 @@ class RemoteStore(Store):
         """Gets what the output folder lacks of the runs that a task names."""
         for name in sorted(task.starts - {PRETRAINED}):
             if not Path(name).is_absolute() and not Path(name).is_file():  # others are the user's
-                files = (records.RUN, records.RESULTS, records.CHECKPOINT, DONE)
+                files = (records.RUN, records.RESULTS, records.CHECKPOINT, records.DONE)
                 for path, file in ((self.output / name / file, f"{name}/{file}") for file in files):
                     if not path.is_file() and not self.remote.download(file, path):
                         break
@@ -209,7 +213,7 @@ class RemoteStore(Store):
         """Puts there what it has made, unless that is there."""
         self._require_held()
         if isinstance(task, Job):
-            if not self.remote.exists(f"{task.name}/{DONE}"):
+            if not self.remote.exists(f"{task.name}/{records.DONE}"):
                 self._keep_run(task)
             self.forget([_state(task)])
         elif not self.remote.exists(f"{task.name}.json"):
@@ -240,14 +244,14 @@ class RemoteStore(Store):
 
     def _keep_run(self, job: Job) -> None:
         folder = self.output / job.name
-        names = sorted(path.name for path in folder.iterdir() if path.name != DONE)
+        names = sorted(path.name for path in folder.iterdir() if path.name != records.DONE)
         if records.CHECKPOINT not in names:
             raise InputError(
                 f"the weights of {job.name} are neither in the output folder {self.output} nor in {self}, expected "
                 "--store with the one that they were kept in"
             )
         self.keep(f"{job.name}/{name}" for name in names)
-        self.keep([f"{job.name}/{DONE}"])
+        self.keep([f"{job.name}/{records.DONE}"])
 
     def _write(self, names: list[str]) -> None:
         """Gets those of small files that are there."""
@@ -279,8 +283,8 @@ def open_store(recipe: Recipe) -> Store:
 
 
 def _state(job: Job) -> str:
-    return f"{job.name}{records.SNAPSHOT_SUFFIX}"
+    return snapshot_file(job, Path()).as_posix()
 
 
 def _failure(task: Task) -> str:
-    return f"{task.name}{records.FAILURE_SUFFIX}"
+    return failure_file(task, Path()).as_posix()

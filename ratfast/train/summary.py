@@ -179,7 +179,7 @@ def _write_records(
         place = folder / name
         place.mkdir(parents=True)
         records.write_rows(place, changed)
-        records.write_text(place / "done", "done\n")
+        records.write_text(place / records.DONE, "done\n")
 
     trials = plan.trial_seeds
     for trial_seed in trials:

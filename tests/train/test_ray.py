@@ -39,6 +39,25 @@ def recipe_of(data_dir, folder, **keys) -> config.Recipe:
     return config.from_dict(values)
 
 
+def end_with_a_machine_lost(process: subprocess.Popen, cluster, machine, states: list[Path]) -> None:
+    """Takes a machine away once each of two has come some way, and waits for the command to end well."""
+    try:
+        deadline = time.monotonic() + 240
+        while min(map(updates, states)) < 50:  # one on each machine
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        cluster.remove_node(machine, allow_graceful=False)
+        seen = [50]
+        while process.poll() is None:
+            seen += [made for made in map(updates, states) if made]
+            time.sleep(0.05)
+        _, err = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert min(seen) == 50  # a run that began anew would have had a state of fewer updates
+
+
 @pytest.mark.slow
 def test_a_machine_is_lost_and_its_run_goes_on_elsewhere(cluster, data_dir, tmp_path) -> None:
     (tmp_path / "recipe.toml").write_text(recipe_of(data_dir, tmp_path, retries=3).to_toml())
@@ -50,21 +69,7 @@ def test_a_machine_is_lost_and_its_run_goes_on_elsewhere(cluster, data_dir, tmp_
         [*TRAIN, "--ray", cluster.address], stderr=subprocess.PIPE, text=True, **options
     )
     states = [tmp_path / "output" / "probe" / f"{name}.snapshot" for name in ("Near", "Shapes")]
-    try:
-        deadline = time.monotonic() + 240
-        while min(map(updates, states)) < 50:  # one on each machine
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
-        seen = [50]
-        while process.poll() is None:
-            seen += [made for made in map(updates, states) if made]
-            time.sleep(0.05)
-        _, err = process.communicate()
-    finally:
-        process.kill()
-    assert process.returncode == 0, err
-    assert min(seen) == 50  # a run that began anew would have had a state of fewer updates
+    end_with_a_machine_lost(process, cluster, cluster.workers.pop(), states)
     assert fingerprint(tmp_path / "output") == fingerprint(tmp_path / "expected")
 
 
@@ -92,23 +97,9 @@ def test_machines_that_share_a_store_alone(data_dir, tmp_path) -> None:
         command = [*TRAIN, "--ray", cluster.address, "--store", url]
         process = subprocess.Popen(command, cwd=tmp_path / "command", stderr=subprocess.PIPE, **options)
         states = [tmp_path / "store" / "probe" / f"{name}.snapshot" for name in ("Near", "Shapes")]
-        try:
-            deadline = time.monotonic() + 240
-            while min(map(updates, states)) < 50:  # one on each machine
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
-            cluster.remove_node(nodes.pop("two"), allow_graceful=False)
-            seen = [50]
-            while process.poll() is None:
-                seen += [made for made in map(updates, states) if made]
-                time.sleep(0.05)
-            _, err = process.communicate()
-        finally:
-            process.kill()
+        end_with_a_machine_lost(process, cluster, nodes.pop("two"), states)
     finally:
         cluster.shutdown()
-    assert process.returncode == 0, err
-    assert min(seen) == 50
     found = fingerprint(tmp_path / "store")
     assert found == {name: digest for name, digest in expected.items() if len(digest) == 64}  # all but links
     assert (tmp_path / "one/output/target/trial0-run00/model.safetensors").is_file()
